@@ -1,0 +1,148 @@
+"""Whether the Hub can be asked, found out in seconds instead of minutes of retries.
+
+An unreachable Hub costs the Hugging Face libraries most of a minute of retries for each file, and ends in a long traceback. `require_hub`
+runs first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import huggingface_hub
+from huggingface_hub import constants
+
+from hf_finetune.errors import HubError
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 2.5  # seconds, for the name look-up and the connection together
+_ANSWER_TIMEOUT = 5.0  # seconds, for the Hub's word on one repository
+_WAYS_OUT = "use --preset demo (drawn pets and a tiny checkpoint, no network), --dataset PATH or --model PATH"
+
+
+def require_hub(repo_id: str, kind: str, hint: str = "") -> None:
+    """Make sure that `repo_id` can be loaded, from the Hub or from the local cache, before a library tries for minutes.
+
+    Where the Hub cannot be reached but a copy is in the local cache, this process is switched to the offline mode of the Hugging Face
+    libraries, so that the copy is used without retries.
+
+    Args:
+        repo_id: `ORG/NAME`.
+        kind: `"model"` or `"dataset"`.
+        hint: A further sentence for the message of the error.
+
+    Raises:
+        HubError: If the Hub cannot be reached and nothing is cached, if it knows no such repository, or if the repository is gated and
+            the account has no access. One line, after at most 5 seconds where the Hub cannot be reached.
+    """
+    offline = constants.is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    address = endpoint()
+    if not offline and can_connect(address):
+        if not is_cached(repo_id, kind):
+            _require_access(address, repo_id, kind, hint)
+        return
+    if not is_cached(repo_id, kind):
+        state = "HF_HUB_OFFLINE is set" if offline else f"The Hub ({address}) cannot be reached"
+        raise HubError(_with_hint(f"{state} and the {kind} '{repo_id}' is not in the local cache; {_WAYS_OUT}.", hint))
+    if not offline:
+        logger.warning("The Hub (%s) cannot be reached; the cached copy of the %s '%s' is used.", address, kind, repo_id)
+    work_offline()
+
+
+def endpoint() -> str:
+    """Return the address of the Hub, as the environment and the Hub's client have it now."""
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def can_connect(address: str, timeout: float = CONNECT_TIMEOUT) -> bool:
+    """Return whether the host of `address`, or the proxy on the way to it, accepts a connection within `timeout` seconds."""
+    parts = urlsplit(address)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    connected = threading.Event()
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((parts.hostname or "", port), timeout=timeout):
+                connected.set()
+        except OSError:
+            pass
+
+    # in a thread, since no timeout bounds the look-up of a name
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return connected.is_set()
+
+
+def is_cached(repo_id: str, kind: str) -> bool:
+    """Return whether the local cache holds a copy of the model or the data set that loads without the Hub."""
+    if kind == "model":
+        snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}", "snapshots")
+        return any(
+            (snapshot / "config.json").exists() and (any(snapshot.glob("*.safetensors")) or any(snapshot.glob("*.bin")))
+            for snapshot in snapshots.glob("*")
+        )
+    import datasets  # only here: it takes a second to import, and models do not need it
+    from datasets.naming import camelcase_to_snakecase
+
+    organisation, name = repo_id.split("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE, f"{organisation}___{camelcase_to_snakecase(name)}")
+    return any(path.is_dir() for path in folder.glob("*/*/*"))
+
+
+def work_offline() -> None:
+    """Switch the Hugging Face libraries of this process, and of processes that it starts, to their offline mode."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    config: Any = sys.modules.get("datasets.config")
+    if config is not None:  # imported later, it reads the variable itself
+        config.HF_HUB_OFFLINE = config.HF_DATASETS_OFFLINE = True
+
+
+def _require_access(address: str, repo_id: str, kind: str, hint: str) -> None:
+    status, body = _ask(f"{address}/api/{kind}s/{repo_id}")
+    gated = status == 403
+    if status == 200 and body.get("gated"):
+        gated = _ask(f"{address}/api/{kind}s/{repo_id}/auth-check")[0] in (401, 403)
+    if gated:
+        page = f"{address}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+        sentence = f"The {kind} '{repo_id}' is gated; ask for access at {page} and log in with `hf auth login`, or {_WAYS_OUT}."
+        raise HubError(_with_hint(sentence, hint))
+    if status in (401, 404):
+        sentence = (
+            f"The Hub ({address}) has no {kind} '{repo_id}', or it is private; check the name, log in with `hf auth login`, or {_WAYS_OUT}."
+        )
+        raise HubError(_with_hint(sentence, hint))
+
+
+def _ask(url: str) -> tuple[int, dict[str, Any]]:
+    """Return the status and the JSON object at `url`; status 0 where the answer cannot be had, which the real load then explains."""
+    request = urllib.request.Request(url)
+    for name, value in huggingface_hub.utils.build_hf_headers().items():
+        request.add_unredirected_header(name, value)  # a token never follows a redirect to another host
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT) as answer:
+            body = json.loads(answer.read() or b"{}")
+            return answer.status, body if isinstance(body, dict) else {}
+    except urllib.error.HTTPError as error:
+        return error.code, {}
+    except (OSError, ValueError) as error:
+        logger.info("%s gave no answer (%s).", url, error)
+        return 0, {}
+
+
+def _with_hint(sentence: str, hint: str) -> str:
+    return f"{sentence} {hint}" if hint else sentence

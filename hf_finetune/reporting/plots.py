@@ -1,0 +1,216 @@
+"""Plots of a run as matplotlib figures, in a light and a dark theme; no pyplot, so no global state and no display is needed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from hf_finetune.reporting.finished_run import Curves
+from hf_finetune.reporting.metrics import FloatArray, IntArray, Reliability, class_scores
+from hf_finetune.reporting.wording import one_line
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a plot; the same as those of the page (`report.css`)."""
+
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    hit: str
+    miss: str
+    quiet: str
+
+
+LIGHT = Theme(paper="#ffffff", ink="#1d2433", muted="#5d6679", grid="#e4e8f0", hit="#2f6fdb", miss="#d9622b", quiet="#a9b4c8")
+DARK = Theme(paper="#171c28", ink="#e7ebf3", muted="#9ba6bb", grid="#2b3344", hit="#6ea4ff", miss="#ff9560", quiet="#5b6780")
+
+
+def learning_curves(curves: Curves, theme: Theme = LIGHT) -> Figure:
+    """Draw loss and validation accuracy against epochs side by side, the best epoch marked."""
+    figure, (left, right) = _axes(10, 3.8, theme, columns=2)
+    _draw_loss(left, curves, theme)
+    _draw_accuracy(right, curves, theme)
+    return figure
+
+
+def loss_curve(curves: Curves, theme: Theme = LIGHT) -> Figure:
+    """Draw training and validation loss against epochs."""
+    figure, (axes,) = _axes(5.4, 3.6, theme)
+    _draw_loss(axes, curves, theme)
+    return figure
+
+
+def accuracy_curve(curves: Curves, theme: Theme = LIGHT) -> Figure:
+    """Draw validation accuracy against epochs."""
+    figure, (axes,) = _axes(5.4, 3.6, theme)
+    _draw_accuracy(axes, curves, theme)
+    return figure
+
+
+def confusion_plot(confusion: IntArray, label_names: Sequence[str], theme: Theme = LIGHT) -> Figure:
+    """Draw a confusion matrix, readable from 2 to about 100 classes.
+
+    Colour is the share of the row (the true class); hits and mistakes have scales of their own, so that rare mistakes are seen. Counts
+    are written into the cells up to 40 classes.
+
+    Args:
+        confusion: Counts, shape [C, C], rows are true classes.
+        label_names: The C class names.
+        theme: Colours.
+    """
+    classes = len(confusion)
+    side = float(np.clip(2.4 + 0.27 * classes, 4.2, 19))
+    figure, (axes,) = _axes(side, side, theme)
+    share = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    diagonal = np.eye(classes, dtype=bool)
+    for shown, colour in ((diagonal, theme.hit), (~diagonal, theme.miss)):
+        cells = np.ma.masked_where(~shown | (confusion == 0), share)
+        top = float(cells.max()) if cells.count() else 1.0
+        axes.imshow(cells, cmap=LinearSegmentedColormap.from_list("share", [theme.paper, colour]), vmin=-0.15 * top, vmax=top)
+    size = 11 if classes <= 12 else 8 if classes <= 50 else 6
+    names = [one_line(name, 24) for name in label_names]
+    axes.set_xticks(range(classes), names, rotation=45 if classes <= 5 else 90, fontsize=size)
+    axes.set_yticks(range(classes), names, fontsize=size)
+    if classes <= 40:
+        _write_counts(axes, confusion, share, theme, 12 if classes <= 12 else 7)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    # two line collections draw much faster than a grid on 200 minor ticks
+    borders = np.arange(1, classes) - 0.5
+    axes.vlines(borders, -0.5, classes - 0.5, colors=theme.grid, linewidths=0.5)
+    axes.hlines(borders, -0.5, classes - 0.5, colors=theme.grid, linewidths=0.5)
+    return figure
+
+
+def reliability_plot(bins: Reliability, theme: Theme = LIGHT) -> Figure:
+    """Draw accuracy against confidence in bins, the gap to perfect calibration, and below it how many images each bin holds."""
+    figure, (upper, lower) = _axes(5.4, 4.8, theme, rows=2, sharex=True, height_ratios=[3, 1])
+    width, centres, filled = 1 / len(bins.count), (bins.edges[:-1] + bins.edges[1:]) / 2, bins.count > 0
+    upper.bar(centres[filled], bins.accuracy[filled], width * 0.9, color=theme.hit, label="accuracy")
+    # the gap is hatched between the bar and the mean confidence of its bin, above the bar or across it
+    gaps = (bins.confidence - bins.accuracy)[filled]
+    hatched = {"facecolor": "none", "edgecolor": theme.miss, "hatch": "////", "linewidth": 1.2, "label": "gap to confidence"}
+    upper.bar(centres[filled], gaps, width * 0.9, bottom=bins.accuracy[filled], **hatched)
+    upper.plot([0, 1], [0, 1], color=theme.ink, linestyle="--", linewidth=1.2, zorder=3, label="perfectly calibrated")
+    upper.set_ylim(0, 1)
+    upper.set_ylabel("accuracy")
+    lower.bar(centres, bins.count, width * 0.9, color=theme.quiet)
+    lower.set_xlim(0, 1)
+    lower.set_ylabel("images")
+    lower.set_xlabel("confidence")
+    lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    for axes in (upper, lower):
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(True, axis="y", color=theme.grid)
+    upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _legend(upper, theme, "upper left")
+    return figure
+
+
+def class_accuracy_plot(confusion: IntArray, label_names: Sequence[str], theme: Theme = LIGHT) -> Figure:
+    """Draw the accuracy (recall) of every class that occurs, lowest on top, with its number of images."""
+    scores = class_scores(confusion)
+    order = [int(index) for index in np.argsort(-scores.recall, kind="stable") if scores.support[index] > 0]
+    figure, (axes,) = _axes(8, max(2.4, 0.24 * len(order) + 1), theme)
+    overall = float(np.trace(confusion) / max(1, confusion.sum()))
+    colours = [theme.hit if scores.recall[index] >= overall else theme.miss for index in order]
+    axes.barh(range(len(order)), scores.recall[order], color=colours, height=0.72)
+    axes.axvline(overall, color=theme.ink, linewidth=1.2, linestyle="--", label=f"all images: {100 * overall:.1f} %")
+    axes.set_yticks(range(len(order)), [f"{one_line(label_names[index], 28)} ({scores.support[index]})" for index in order], fontsize=8)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-0.7, len(order) - 0.3)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("accuracy within the class (images of it)")
+    axes.grid(True, axis="x", color=theme.grid)
+    _legend(axes, theme, "lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    return figure
+
+
+def png(figure: Figure, dpi: int = 144) -> bytes:
+    """Render a figure as PNG; the same figure gives the same bytes."""
+    # class names are data: a $ in them is no formula
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _axes(width: float, height: float, theme: Theme, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper)
+    grid = list(figure.subplots(rows, columns, squeeze=False, **layout).ravel())
+    for axes in grid:
+        axes.set_facecolor(theme.paper)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=theme.muted, labelsize=9, length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(theme.grid)
+        for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+            label.set_color(theme.ink)
+    return figure, grid
+
+
+def _draw_loss(axes: Axes, curves: Curves, theme: Theme) -> None:
+    if curves.train_loss:
+        axes.plot(*zip(*curves.train_loss, strict=True), color=theme.quiet, linewidth=1.5, label="training")
+    if curves.validation_loss:
+        axes.plot(*zip(*curves.validation_loss, strict=True), color=theme.hit, linewidth=2, marker="o", markersize=4, label="validation")
+    axes.set_ylabel("loss")
+    _finish_curve(axes, curves, theme, "upper right")
+
+
+def _draw_accuracy(axes: Axes, curves: Curves, theme: Theme) -> None:
+    points = curves.validation_accuracy
+    if points:
+        axes.plot(*zip(*points, strict=True), color=theme.hit, linewidth=2, marker="o", markersize=4, label="validation")
+    best = [accuracy for epoch, accuracy in points if epoch == curves.best_epoch]
+    if best:
+        axes.plot([curves.best_epoch], best, marker="o", markersize=10, markerfacecolor="none", color=theme.miss, markeredgewidth=2)
+        axes.annotate(
+            f"{100 * best[0]:.1f} %",
+            (curves.best_epoch or 0.0, best[0]),
+            textcoords="offset points",
+            xytext=(0, -18),
+            ha="center",
+            color=theme.ink,
+            fontsize=9,
+        )
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    _finish_curve(axes, curves, theme, "lower right")
+
+
+def _finish_curve(axes: Axes, curves: Curves, theme: Theme, legend: str) -> None:
+    if curves.best_epoch is not None:
+        axes.axvline(curves.best_epoch, color=theme.miss, linewidth=1.2, linestyle=":", label=f"best epoch ({curves.best_epoch:g})")
+    axes.set_xlabel("epoch")
+    axes.margins(x=0.04, y=0.14)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.grid(True, axis="y", color=theme.grid)
+    _legend(axes, theme, legend)
+
+
+def _legend(axes: Axes, theme: Theme, place: str, **layout: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        look = {"framealpha": 0.85, "facecolor": theme.paper, "edgecolor": "none", "labelcolor": theme.ink, "fontsize": 9}
+        axes.legend(loc=place, **look, **layout)
+
+
+def _write_counts(axes: Axes, confusion: IntArray, share: FloatArray, theme: Theme, size: int) -> None:
+    for row, column in np.argwhere(confusion):
+        # mistakes are seldom dark, hits usually are
+        dark = row == column and share[row, column] > 0.5
+        colour = theme.paper if dark else theme.ink
+        axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=size)

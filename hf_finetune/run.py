@@ -1,0 +1,191 @@
+"""The whole way of one run: photos and a pretrained checkpoint in, a measured, reported, reloadable and pushed checkpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import DatasetDict
+from peft import PeftModel
+from PIL import Image
+from transformers import BaseImageProcessor, PreTrainedModel, set_seed
+
+from hf_finetune.arguments import Arguments, ModelArguments
+from hf_finetune.data.catalog import load_dataset
+from hf_finetune.data.transforms import to_rgb
+from hf_finetune.errors import Interrupted
+from hf_finetune.models.classifier import load_classifier, save_classifier
+from hf_finetune.models.freezing import freeze_backbone
+from hf_finetune.models.lora import add_lora, merge_lora
+from hf_finetune.reporting.hub import push_run
+from hf_finetune.reporting.model_card import write_card
+from hf_finetune.reporting.report import build_report
+from hf_finetune.run_directory import prepare_directory, resume_checkpoint
+from hf_finetune.run_metrics import describe_run, training_figures, write_json
+from hf_finetune.training.callbacks import StopOnSignal
+from hf_finetune.training.evaluation import Evaluation, evaluation_of
+from hf_finetune.training.trainer import FinetuneTrainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        directory: Where everything was written, see the README's table of the output folder.
+        metrics: The contents of `metrics.json`.
+        model: The classifier, adapters merged, in evaluation mode.
+        processor: Its image processor.
+        dataset: The splits it was trained and scored on.
+        url: Where it was pushed, or None.
+    """
+
+    directory: Path
+    metrics: dict[str, Any]
+    model: PreTrainedModel = field(repr=False)
+    processor: BaseImageProcessor = field(repr=False)
+    dataset: DatasetDict = field(repr=False)
+    url: str | None = None
+
+
+def finetune(arguments: Arguments) -> Run:
+    """Fine-tune a pretrained classifier as `arguments` say: select on validation, score the test split once, write everything, then push.
+
+    Args:
+        arguments: From `parse_arguments` or `make_arguments`.
+
+    Raises:
+        FinetuneError: A setting, data set or checkpoint that cannot be used, or a push that failed after everything was written; the text
+            says what to do.
+        Interrupted: Ctrl-C or SIGTERM came during the training.
+    """
+    data, training = arguments.data, arguments.training
+    notices: list[str] = []
+    checkpoint = resume_checkpoint(arguments)
+    if training.should_save:
+        prepare_directory(arguments)
+    token, push = take_push_settings(arguments)
+    set_seed(training.seed)
+
+    dataset = load_splits(arguments, notices)
+    model, processor = load_classifier(
+        arguments.model.model,
+        dataset["train"].features["label"].names,
+        image_size=arguments.model.image_size,
+        revision=arguments.model.model_revision,
+        notices=notices,
+    )
+    stop = StopOnSignal()
+    trainer = FinetuneTrainer(
+        adapt(model, arguments.model),
+        training,
+        dataset["train"],
+        dataset["validation"],
+        processor,
+        augmentation=data.augmentation,
+        callbacks=[stop],
+    )
+    figures = train(trainer, checkpoint, len(dataset["train"]), notices)
+    if stop.received is not None:
+        raise Interrupted(
+            f"{stop.received}: stopped after step {trainer.state.global_step}, a checkpoint is in {training.output_dir}. "
+            "Go on with the same command and --resume_from_checkpoint last."
+        )
+    scores = {split: evaluation_of(trainer.predict_split(dataset[split]), dataset[split], split) for split in ("validation", "test")}
+    metrics = describe_run(arguments, dataset, trainer, figures, scores, notices)
+    directory = Path(training.output_dir)
+    if training.should_save:
+        model = save_run(directory, trainer, processor, scores, metrics, dataset)
+    url = None
+    if push and training.should_save:
+        url = push_run(directory, training.hub_model_id, private=bool(training.hub_private_repo), token=token)
+    return Run(directory, metrics, model, processor, dataset, url)
+
+
+def take_push_settings(arguments: Arguments) -> tuple[str | None, bool]:
+    """Return the token and whether to push, and take both away from the Trainer.
+
+    The Trainer would pickle the token into every checkpoint, and push on its own before the report exists.
+    """
+    training = arguments.training
+    token, push = training.hub_token, training.push_to_hub
+    training.hub_token, training.push_to_hub = None, False
+    return token, push
+
+
+def load_splits(arguments: Arguments, notices: list[str]) -> DatasetDict:
+    """Return the splits that `arguments.data` names, the first process filling the caches for the others."""
+    data, training = arguments.data, arguments.training
+    with training.main_process_first(desc="data set"):
+        return load_dataset(
+            data.dataset,
+            label_column=data.label_column,
+            image_column=data.image_column,
+            validation_fraction=data.validation_fraction,
+            test_fraction=data.test_fraction,
+            max_train_samples=data.max_train_samples,
+            max_eval_samples=data.max_eval_samples,
+            skip_bad_images=data.skip_bad_images,
+            seed=training.seed if training.data_seed is None else training.data_seed,
+            notices=notices,
+        )
+
+
+def adapt(model: PreTrainedModel, arguments: ModelArguments) -> torch.nn.Module:
+    """Return `model` with an adapter, with a frozen backbone, or as it is."""
+    if arguments.adapter == "lora":
+        return add_lora(
+            model,
+            rank=arguments.lora_rank,
+            alpha=arguments.lora_alpha,
+            dropout=arguments.lora_dropout,
+            targets=arguments.lora_targets,
+            layers=arguments.lora_layers,
+            dora=arguments.lora_dora,
+            rslora=arguments.lora_rslora,
+        )
+    if arguments.freeze == "head":
+        freeze_backbone(model)
+    return model
+
+
+def train(trainer: FinetuneTrainer, checkpoint: Path | None, train_images: int, notices: list[str]) -> dict[str, Any]:
+    """Train, from `checkpoint` on where there is one, and return the figures for `metrics.json`."""
+    steps_before = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+    if steps_before:
+        notices.append(f"Training was resumed at step {steps_before}: the training time counts only what came after it.")
+    output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return training_figures(trainer, output, steps_before, train_images)
+
+
+def save_run(
+    directory: Path,
+    trainer: FinetuneTrainer,
+    processor: BaseImageProcessor,
+    scores: dict[str, Evaluation],
+    metrics: dict[str, Any],
+    dataset: DatasetDict,
+) -> PreTrainedModel:
+    """Write adapter, merged model, metrics, predictions, report and model card; return the merged model in evaluation mode."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(directory / "adapter")
+        model = merge_lora(model)
+    save_classifier(model, processor, directory / "model")
+    pq.write_table(pa.concat_tables([score.predictions for score in scores.values()]), directory / "predictions.parquet")
+    trainer.save_state()
+    write_json(metrics, directory / "metrics.json")
+    build_report(directory, images=image_finder(dataset))
+    write_card(directory)
+    return model.eval()
+
+
+def image_finder(dataset: DatasetDict) -> Callable[[str, str], Image.Image]:
+    """Return a function from split and `image_id` to the photo, for the thumbnails of the report."""
+    rows = {split: {name: row for row, name in enumerate(part.with_format(None)["image_id"])} for split, part in dataset.items()}
+    return lambda split, image_id: to_rgb(dataset[split][rows[split][image_id]]["image"])

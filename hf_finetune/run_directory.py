@@ -1,0 +1,114 @@
+"""The output folder of a run: claimed before anything is computed, never emptied by accident, resumed from the last whole checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from hf_finetune.arguments import Arguments, config_values, read_config, write_config
+from hf_finetune.errors import ConfigError, listed
+
+logger = logging.getLogger(__name__)
+
+# all that a run writes; nothing else in the folder is ever removed
+_WRITTEN = (
+    "config.yaml",
+    "metrics.json",
+    "predictions.parquet",
+    "trainer_state.json",
+    "report.md",
+    "report.html",
+    "README.md",
+    "plots",
+    "model",
+    "adapter",
+)
+# what may differ between a run and its continuation
+_FREE_ON_RESUME = re.compile(r"resume_from_checkpoint|overwrite_output_dir|push_to_hub|hub_.*|output_dir|disable_tqdm|log_level.*|logging_.*|report_to|dataloader_.*")
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """Return the newest whole `checkpoint-STEP` in `directory`, or None.
+
+    The Trainer writes `trainer_state.json` last, so a folder without a readable one was cut short by a kill, and is passed over.
+    """
+    numbered = [(int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
+    return next((path for _, path in sorted(numbered, reverse=True) if _is_whole(path)), None)
+
+
+def resume_checkpoint(arguments: Arguments) -> Path | None:
+    """Return the checkpoint that `--resume_from_checkpoint` names, or None where training starts from the beginning.
+
+    Raises:
+        ConfigError: The path is no whole checkpoint, or the run in the folder had other settings.
+    """
+    wanted = arguments.training.resume_from_checkpoint
+    if wanted is None:
+        return None
+    directory = Path(arguments.training.output_dir)
+    if wanted == "last":
+        checkpoint = last_checkpoint(directory)
+        if checkpoint is None:
+            logger.warning("No whole checkpoint in %s: training starts from the beginning.", directory)
+    else:
+        checkpoint = Path(wanted)
+        if not _is_whole(checkpoint):
+            raise ConfigError(f"--resume_from_checkpoint: {wanted} is not a whole checkpoint. Give 'last', or a folder checkpoint-STEP.")
+    _check_same_settings(arguments, directory / "config.yaml")
+    return checkpoint
+
+
+def prepare_directory(arguments: Arguments) -> None:
+    """Claim the output folder and write the resolved `config.yaml` into it; called on the first process only.
+
+    Raises:
+        ConfigError: The folder holds something, and neither resuming nor overwriting was asked for.
+    """
+    training = arguments.training
+    directory = Path(training.output_dir)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"--output_dir: {directory} is a file. Give a folder.")
+    if directory.is_dir() and training.overwrite_output_dir:
+        _remove_run(directory)
+    elif directory.is_dir() and training.resume_from_checkpoint is None and (found := sorted(p.name for p in directory.iterdir())):
+        raise ConfigError(
+            f"--output_dir: {directory} is in use (it holds {listed(found, 4)}). Go on with --resume_from_checkpoint last, start anew with "
+            "--overwrite_output_dir, or give another folder."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_config(arguments, directory / "config.yaml")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _check_same_settings(arguments: Arguments, config: Path) -> None:
+    if not config.is_file():
+        return
+    before, now = read_config(config), config_values(arguments)
+    changed = [
+        f"{name} was {before[name]}, is {now[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name] and not _FREE_ON_RESUME.fullmatch(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume_from_checkpoint: {config.parent} was run with other settings ({listed(changed, 6)}). "
+            "Give the same command, or another --output_dir."
+        )
+
+
+def _remove_run(directory: Path) -> None:
+    for path in [*(directory / name for name in _WRITTEN), *directory.glob("checkpoint-*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,145 @@
+"""`metrics.json`: what a run measured, on what, with what."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError
+from transformers.trainer_utils import TrainOutput
+
+from hf_finetune.arguments import Arguments, ModelArguments
+from hf_finetune.data.catalog import dataset_origin
+from hf_finetune.models.classifier import EMBEDDED
+from hf_finetune.training.evaluation import Evaluation
+from hf_finetune.training.trainer import FinetuneTrainer
+
+_PACKAGES = ("torch", "transformers", "datasets", "peft", "timm", "accelerate", "evaluate", "hf_finetune")
+
+
+def peak_memory_bytes() -> int:
+    """Return the highest memory in use so far: of the CUDA device where there is one, else of this process (resident set size)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def environment(trainer: FinetuneTrainer) -> dict[str, Any]:
+    """Return versions, device, dtype, seed and process count of a run."""
+    versions = {"python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package.replace("_", "-")) for package in _PACKAGES}
+    args = trainer.args
+    return versions | {
+        "device": str(args.device.type),
+        "processor": _processor_name(),
+        "threads": torch.get_num_threads(),
+        "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "seed": args.seed,
+        "processes": args.world_size,
+    }
+
+
+def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from_step: int, train_images: int) -> dict[str, Any]:
+    """Return time, throughput, memory and parameter counts; times are seconds of this process, validation counted apart."""
+    validation = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history if entry["step"] > resumed_from_step)
+    total, steps = output.metrics["train_runtime"], trainer.state.global_step - resumed_from_step
+    images = train_images * trainer.state.epoch * steps / max(trainer.state.global_step, 1)
+    parameters = list(trainer.model.parameters())
+    return {
+        "runtime_s": total,
+        "validation_s": validation,
+        "samples_per_second": images / max(total - validation, 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "resumed_from_step": resumed_from_step,
+        "best_checkpoint": Path(trainer.state.best_model_checkpoint).name if trainer.state.best_model_checkpoint else None,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in parameters),
+    }
+
+
+def model_facts(arguments: ModelArguments) -> dict[str, Any]:
+    """Return the base checkpoint and the adapter's settings; the license only where it is known."""
+    local = arguments.model in EMBEDDED or os.path.isdir(arguments.model)
+    adapter = None
+    if arguments.adapter != "none":
+        adapter = {
+            "type": arguments.adapter,
+            "rank": arguments.lora_rank,
+            "alpha": arguments.lora_alpha,
+            "dropout": arguments.lora_dropout,
+            "targets": arguments.lora_targets,
+            "layers": arguments.lora_layers,
+            "dora": arguments.lora_dora,
+            "rslora": arguments.lora_rslora,
+        }
+    return {
+        "name": arguments.model,
+        "base_model": None if local else arguments.model,
+        "license": model_license(arguments.model),
+        "adapter": adapter,
+        "freeze": arguments.freeze,
+    }
+
+
+def model_license(name: str) -> str | None:
+    """Return the license that the checkpoint's own model card states, or None where there is no card or it states none."""
+    if name in EMBEDDED:
+        return "apache-2.0"
+    try:
+        card = ModelCard.load(os.path.join(name, "README.md") if os.path.isdir(name) else name)
+    except (OSError, ValueError, EntryNotFoundError):
+        return None
+    return card.data.license
+
+
+def describe_run(
+    arguments: Arguments,
+    dataset: DatasetDict,
+    trainer: FinetuneTrainer,
+    training: dict[str, Any],
+    scores: dict[str, Evaluation],
+    notices: list[str],
+) -> dict[str, Any]:
+    """Return the contents of `metrics.json` for a finished run."""
+    label = dataset["train"].features["label"]
+    return {
+        "test": scores["test"].metrics,
+        "validation": scores["validation"].metrics,
+        "train": training,
+        "environment": environment(trainer),
+        "dataset": dataset_origin(arguments.data.dataset)._asdict()
+        | {
+            "label_column": arguments.data.label_column,
+            "label_names": label.names,
+            "splits": {split: len(rows) for split, rows in dataset.items()},
+        },
+        "model": model_facts(arguments.model),
+        "notices": notices,
+    }
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never half of it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,116 @@
+"""Callbacks: the epoch for the augmentation, log lines for a person, and a clean stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_finetune.data.transforms import TrainTransform
+
+logger = logging.getLogger(__name__)
+
+
+class EpochToTransform(TrainerCallback):
+    """Tells the training transform which epoch begins, for a resumed epoch too, where no sampler or data loader passes it on."""
+
+    def __init__(self, transform: TrainTransform) -> None:
+        self.transform = transform
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Set the epoch; a resumed one is fractional (0.67 after two thirds), and exact up to rounding at a boundary."""
+        self.transform.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+class ReadableLog(TrainerCallback):
+    """A progress bar on a terminal, and one line an evaluation: epoch, losses, validation accuracy, learning rate, speed."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.loss: float | None = None
+        self.learning_rate: float | None = None
+        self.started = (0.0, 0)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open the bar at the step where training starts or goes on."""
+        self.started = (time.perf_counter(), state.global_step)
+        if state.is_world_process_zero and not args.disable_tqdm and sys.stderr.isatty():
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar by one step."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Remember the last training loss, and write the line of an evaluation."""
+        logs = logs or {}
+        self.loss, self.learning_rate = logs.get("loss", self.loss), logs.get("learning_rate", self.learning_rate)
+        if self.bar is not None and self.loss is not None:
+            self.bar.set_postfix(loss=f"{self.loss:.3f}")
+        if state.is_world_process_zero and "eval_loss" in logs and state.max_steps:
+            logger.info("%s", self._line(state, logs))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _line(self, state: TrainerState, logs: dict[str, Any]) -> str:
+        seconds, first_step = time.perf_counter() - self.started[0], self.started[1]
+        parts = [f"epoch {logs.get('epoch', 0):5.2f}/{state.num_train_epochs:g}", f"step {state.global_step}/{state.max_steps}"]
+        if self.loss is not None:
+            parts.append(f"train loss {self.loss:.4f}")
+        parts.append(f"validation loss {logs['eval_loss']:.4f}")
+        parts += [f"validation accuracy {logs['eval_accuracy']:.4f}"] if "eval_accuracy" in logs else []
+        parts += [f"lr {self.learning_rate:.2e}"] if self.learning_rate is not None else []
+        done = state.global_step - first_step
+        left = seconds / done * (state.max_steps - state.global_step) if done else 0.0
+        return "  ".join([*parts, f"{seconds:.0f} s, {left:.0f} s left"])
+
+
+class StopOnSignal(TrainerCallback):
+    """On the first Ctrl-C or SIGTERM, finish the step, save a checkpoint and stop; a second one stops at once.
+
+    Attributes:
+        received: The signal's name, or None while none came.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.previous: dict[int, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take over SIGINT and SIGTERM for the time of the training."""
+        self.previous = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop where a signal came during the step."""
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave out the evaluation that the Trainer makes where an epoch ends, since this one was cut short."""
+        if self.received is not None:
+            control.should_evaluate = control.should_save = False
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the signals back."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+        logger.warning("%s: finishing this step and saving a checkpoint; once more stops at once.", self.received)

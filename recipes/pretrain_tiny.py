@@ -1,0 +1,163 @@
+"""Pretrain an embedded checkpoint on drawn shapes and textures; never on pets, flowers or digits.
+
+    python recipes/pretrain_tiny.py --model tiny_vit --output_dir hf_finetune/models/embedded/tiny_vit
+
+The network learns the class (outline × texture) in its own head and, in heads that are thrown away afterwards, every factor of a figure:
+colours, edge, parts, marks. Writes a folder that `AutoModelForImageClassification` and `pipeline` load, and `training.json` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import transformers
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_finetune.data.drawn import drawn_shapes
+from hf_finetune.data.drawn_shapes import FACTORS, SHAPE_NAMES
+
+IMAGE_SIZE = {"tiny_vit": 48, "tiny_resnet": 64}
+MEAN = STD = [0.5, 0.5, 0.5]
+VIT = {"patch_size": 8, "hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 192}
+RESNET = {"stem_width": 8, "channels": [16, 32, 64, 80]}
+
+
+def build_model(name: str) -> transformers.PreTrainedModel:
+    """Return the network with random weights, its head as wide as the pretraining classes."""
+    labels = {"id2label": dict(enumerate(SHAPE_NAMES)), "label2id": {label: i for i, label in enumerate(SHAPE_NAMES)}}
+    count, size = len(SHAPE_NAMES), IMAGE_SIZE[name]
+    if name == "tiny_vit":
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=size, **VIT, **dropout, **labels))
+    prepared = {"input_size": [3, size, size], "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
+    prepared |= {"num_classes": count, "pool_size": [2, 2], "first_conv": "conv1.0", "classifier": "fc"}
+    config = transformers.TimmWrapperConfig(
+        architecture="resnet18d", model_args=RESNET, pretrained_cfg=prepared, num_labels=count, **labels
+    )
+    model = transformers.TimmWrapperForImageClassification(config)
+    # The wrapper's constructor overwrote timm's own initialisation.
+    model.timm_model.load_state_dict(timm.create_model("resnet18d", num_classes=count, **RESNET).state_dict())
+    return model
+
+
+def to_tensors(dataset: Dataset, side: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the images, `[n, 3, side, side]` uint8, squeezed to a square, and every label column, `[n]` int64."""
+    rows = dataset.with_format("arrow")[:]["image"].to_pylist()
+    pixels = [np.asarray(Image.open(io.BytesIO(row["bytes"])).resize((side, side), Image.Resampling.BICUBIC)) for row in rows]
+    labels = {name: torch.tensor(dataset[name][:]) for name in ("label", *FACTORS)}
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), labels
+
+
+def augment(images: Tensor, size: int) -> Tensor:
+    """Return random affine views with colour jitter, `[n, 3, size, size]` float32 in about [-1, 1]; `images` are uint8."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(len(images), *shape) * (high - low) + low
+
+    angle, scale = uniform(-0.5, 0.5), uniform(0.6, 1.1)
+    across = scale * uniform(0.85, 1.15) * torch.sign(uniform(-1, 1))
+    rows = [torch.cos(angle) * across, -torch.sin(angle) * scale, uniform(-0.2, 0.2)]
+    rows += [torch.sin(angle) * across, torch.cos(angle) * scale, uniform(-0.2, 0.2)]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), [len(images), 3, size, size], align_corners=False)
+    views = F.grid_sample(images.float() / 127.5 - 1, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return views * uniform(0.7, 1.3, 1, 1, 1) + uniform(-0.2, 0.2, 3, 1, 1) + uniform(-0.2, 0.2, 1, 1, 1)
+
+
+class ManyHeads(nn.Module):
+    """The network with one more linear head for each factor, all of them on the features that its own head reads."""
+
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        super().__init__()
+        head = model.timm_model.get_classifier() if hasattr(model, "timm_model") else model.classifier
+        self.model, self.features = model, torch.empty(0)
+        self.heads = nn.ModuleDict({name: nn.Linear(head.in_features, len(values)) for name, values in FACTORS.items()})
+        head.register_forward_pre_hook(lambda _, inputs: setattr(self, "features", inputs[0]))
+
+    def forward(self, views: Tensor) -> dict[str, Tensor]:
+        """Return the logits of `views`, `[n, 3, h, w]`, by label column, each `[n, classes]`."""
+        logits = {"label": self.model(pixel_values=views).logits}
+        return logits | {name: head(self.features) for name, head in self.heads.items()}
+
+
+def pretrain(model: transformers.PreTrainedModel, data: DatasetDict, size: int, args: argparse.Namespace) -> dict[str, float]:
+    """Train `model` in place with AdamW and a cosine schedule; return the accuracy of every head on held-out figures, in [0, 1]."""
+    images, labels = to_tensors(data["train"], size + 8)
+    network = ManyHeads(model)
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    groups = [{"params": decayed}, {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=0.05)
+    steps = args.epochs * (len(images) // args.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+    network.train()
+    for epoch in range(args.epochs):
+        start, total = time.perf_counter(), 0.0
+        for rows in torch.randperm(len(images)).split(args.batch_size)[: steps // args.epochs]:
+            logits = network(augment(images[rows], size))
+            loss = sum(F.cross_entropy(value, labels[name][rows]) for name, value in logits.items())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        seconds, mean = time.perf_counter() - start, total * args.epochs / steps
+        print(f"epoch {epoch + 1}/{args.epochs}  loss {mean:.3f}  {seconds:.0f} s", flush=True)
+    network.eval()
+    images, labels = to_tensors(data["test"], size)
+    with torch.no_grad():
+        parts = [network(views.float() / 127.5 - 1) for views in images.split(256)]
+    return {name: float((torch.cat([part[name] for part in parts]).argmax(1) == labels[name]).float().mean()) for name in labels}
+
+
+def save(model: transformers.PreTrainedModel, size: int, directory: Path) -> None:
+    """Write the checkpoint folder: weights as float32 safetensors, config, and how an image is prepared."""
+    if hasattr(model, "timm_model"):
+        model.config.save_pretrained(directory)
+        weights = {key: value.contiguous() for key, value in model.timm_model.state_dict().items()}  # timm's own names: timm loads it too
+        return save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    model.save_pretrained(directory)
+    crop = {"size": {"shortest_edge": size}, "do_center_crop": True, "crop_size": {"height": size, "width": size}}
+    processor = transformers.ViTImageProcessor(**crop, resample=Image.Resampling.BICUBIC, image_mean=MEAN, image_std=STD)
+    processor.save_pretrained(directory)
+
+
+def main() -> None:
+    """Draw, pretrain, save, and record how."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(IMAGE_SIZE), required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    for flag, value in {"seed": 0, "epochs": 12, "images_per_class": 130, "batch_size": 96}.items():
+        parser.add_argument(f"--{flag}", type=int, default=value)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    start, size = time.perf_counter(), IMAGE_SIZE[args.model]
+    model = build_model(args.model)
+    accuracy = pretrain(model, drawn_shapes(args.seed, n_train=args.images_per_class), size, args)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    save(model, size, args.output_dir)
+    record = {"command": "python " + " ".join(sys.argv), "seed": args.seed, "date": datetime.date.today().isoformat()}
+    record |= {"versions": {module.__name__: module.__version__ for module in (torch, transformers, timm, np)}}
+    record |= {"runtime_s": round(time.perf_counter() - start), "parameters": model.num_parameters()}
+    record |= {"pretraining_accuracy": {name: round(value, 4) for name, value in accuracy.items()}}
+    (args.output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

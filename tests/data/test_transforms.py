@@ -1,0 +1,257 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode
+from transformers import AutoImageProcessor, BitImageProcessor, ConvNextImageProcessor, MobileViTImageProcessor, ViTImageProcessor
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from hf_finetune.data.transforms import EvalTransform, InputSpec, TrainTransform, input_spec
+from hf_finetune.errors import ConfigError, ModelError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+
+def vit() -> Any:
+    return ViTImageProcessor(size={"height": 32, "width": 40}, image_mean=MEAN, image_std=STD, resample=2)
+
+
+def dinov2() -> Any:
+    return BitImageProcessor(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_mean=MEAN, image_std=STD, resample=3, do_convert_rgb=True
+    )
+
+
+def convnext() -> Any:
+    return ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875, image_mean=MEAN, image_std=STD, resample=3)
+
+
+def timm() -> Any:
+    return TimmWrapperImageProcessor(
+        pretrained_cfg={"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": MEAN, "std": STD, "crop_pct": 0.9}
+    )
+
+
+PROCESSORS = {"vit": vit, "dinov2": dinov2, "convnext": convnext, "timm": timm}
+
+
+def photo(seed: int, size: tuple[int, int] = (60, 45)) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def batch(count: int = 4) -> dict[str, list[Any]]:
+    images = [photo(row, (60, 45) if row % 2 else (40, 70)) for row in range(count)]
+    return {"image": images, "label": list(range(count)), "image_id": [f"photo-{row}" for row in range(count)]}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vit", InputSpec(32, 40, InterpolationMode.BILINEAR, MEAN, STD)),
+        ("dinov2", InputSpec(32, 32, InterpolationMode.BICUBIC, MEAN, STD)),
+        ("convnext", InputSpec(32, 32, InterpolationMode.BICUBIC, MEAN, STD)),
+        ("timm", InputSpec(32, 32, InterpolationMode.BICUBIC, MEAN, STD)),
+    ],
+)
+def test_input_spec(name: str, expected: InputSpec) -> None:
+    spec = input_spec(PROCESSORS[name]())
+    assert spec[:3] == expected[:3]
+    assert spec.mean == pytest.approx(expected.mean)
+    assert spec.std == pytest.approx(expected.std)
+
+
+def test_a_processor_without_a_fixed_size() -> None:
+    processor = BitImageProcessor(size={"shortest_edge": 30}, do_center_crop=False)
+    with pytest.raises(ModelError) as error:
+        input_spec(processor)
+    assert str(error.value) == (
+        "The image processor BitImageProcessor gives 40 x 30 pixels for a wide photo and 30 x 40 for a tall one; set a fixed size with "
+        "--image_size, or add a crop to its preprocessor_config.json."
+    )
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_evaluation_view_is_the_processors_own(name: str) -> None:
+    processor = PROCESSORS[name]()
+    view = EvalTransform(processor)(batch())
+    alone = [processor(images=image, return_tensors="pt")["pixel_values"][0] for image in batch()["image"]]
+    assert all(torch.equal(*pair) for pair in zip(view["pixel_values"], alone, strict=True))
+    assert view["labels"] == [0, 1, 2, 3]
+    assert {(tensor.dtype, tensor.ndim) for tensor in view["pixel_values"]} == {(torch.float32, 3)}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_photos_of_any_mode_pass(name: str, mode: str) -> None:
+    rows = {**batch(1), "image": [photo(0).convert(mode)]}
+    processor = PROCESSORS[name]()
+    expected = processor(images=[photo(0).convert(mode).convert("RGB")], return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(EvalTransform(processor)(rows)["pixel_values"][0], expected)
+    assert TrainTransform(processor, "medium", 0)(rows)["pixel_values"][0].shape == expected.shape
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("augmentation", ["light", "medium"])
+def test_training_views_have_the_checkpoints_form(name: str, augmentation: str) -> None:
+    processor = PROCESSORS[name]()
+    spec = input_spec(processor)
+    view = TrainTransform(processor, augmentation, 0)(batch())
+    assert {(tuple(tensor.shape), tensor.dtype) for tensor in view["pixel_values"]} == {((3, spec.height, spec.width), torch.float32)}
+    low, high = ((value - np.array(MEAN)) / np.array(STD) for value in (0, 1))
+    pixels = torch.stack(view["pixel_values"]).numpy()
+    assert (pixels >= low[:, None, None] - 1e-5).all()
+    assert (pixels <= high[:, None, None] + 1e-5).all()
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_plain_photo_is_normalised_as_the_processor_does(name: str) -> None:
+    processor = PROCESSORS[name]()
+    rows = {"image": [Image.new("RGB", (50, 50), (10, 120, 250))], "label": [0], "image_id": ["plain"]}
+    expected = EvalTransform(processor)(rows)["pixel_values"][0]
+    assert torch.allclose(TrainTransform(processor, "light", 0)(rows)["pixel_values"][0], expected, atol=1e-5)
+
+
+def test_a_processor_that_does_not_rescale() -> None:
+    processor = ViTImageProcessor(size={"height": 16, "width": 16}, do_rescale=False, image_mean=[127.5] * 3, image_std=[127.5] * 3)
+    assert input_spec(processor).mean == pytest.approx((0.5, 0.5, 0.5))
+    TrainTransform(processor, "light", 0)
+
+
+def test_a_processor_that_does_more() -> None:
+    processor = MobileViTImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})  # swaps red and blue
+    with pytest.raises(ModelError) as error:
+        TrainTransform(processor, "light", 0)
+    assert str(error.value) == (
+        "The image processor MobileViTImageProcessor does more than resize, crop, rescale and normalise, so its training view cannot be "
+        "augmented; use --augmentation none."
+    )
+    TrainTransform(processor, "none", 0)
+
+
+def test_none_is_the_evaluation_view() -> None:
+    views = [transform(batch())["pixel_values"] for transform in (TrainTransform(vit(), "none", 0), EvalTransform(vit()))]
+    assert all(torch.equal(*pair) for pair in zip(*views, strict=True))
+
+
+def test_an_unknown_augmentation() -> None:
+    with pytest.raises(ConfigError) as error:
+        TrainTransform(vit(), "lite", 0)
+    assert str(error.value) == "--augmentation lite is not known; choose one of none, light, medium. Did you mean 'light'?"
+
+
+def views(transform: TrainTransform, rows: dict[str, list[Any]] | None = None) -> torch.Tensor:
+    return torch.stack(transform(rows or batch())["pixel_values"])
+
+
+@pytest.mark.parametrize("augmentation", ["light", "medium"])
+def test_a_view_depends_on_seed_epoch_and_identity_alone(augmentation: str) -> None:
+    transform = TrainTransform(vit(), augmentation, 7)
+    first = views(transform)
+    torch.manual_seed(123)
+    assert torch.equal(views(transform), first)
+    backwards = {key: values[::-1] for key, values in batch().items()}
+    assert torch.equal(views(transform, backwards).flip(0), first)
+    assert not torch.equal(views(TrainTransform(vit(), augmentation, 8)), first)
+    transform.set_epoch(1)
+    assert transform.epoch == 1
+    assert not torch.equal(views(transform), first)
+    transform.set_epoch(0)
+    assert torch.equal(views(transform), first)
+    same_photo = {**batch(2), "image": [photo(0)] * 2}
+    one, other = views(transform, same_photo)
+    assert not torch.equal(one, other)
+
+
+def test_the_global_random_state_is_untouched() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    views(TrainTransform(vit(), "medium", 0))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def test_light_crops_and_flips() -> None:
+    transform = TrainTransform(ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0] * 3, image_std=[1] * 3), "light", 0)
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3)))
+    rows = {"image": [ramp] * 200, "label": [0] * 200, "image_id": [str(row) for row in range(200)]}
+    pixels = views(transform, rows)[:, 0]
+    flipped = pixels[:, 0, 0] > pixels[:, 0, -1]
+    assert 70 < int(flipped.sum()) < 130
+    widths = (pixels[:, 0, 0] - pixels[:, 0, -1]).abs()  # of the crop, as a share of the photo
+    assert 0.55 < float(widths.min()) < 0.75  # sqrt(0.5 * 3 / 4) = 0.61, less half a pixel at each end
+    assert float(widths.max()) > 0.9
+
+
+def test_medium_fills_the_corners_with_the_mean_colour() -> None:
+    transform = TrainTransform(vit(), "medium", 0)
+    white = {"image": [Image.new("RGB", (64, 64), "white")] * 50, "label": [0] * 50, "image_id": [str(row) for row in range(50)]}
+    corners = views(transform, white)[:, :, 0, 0]
+    filled = corners[corners[:, 0] < 1.0]
+    assert len(filled) > 10
+    assert float(filled.abs().max()) < 0.02  # the mean colour is 0 after normalisation, but for rounding to 8 bits
+
+
+def dataset(rows: int = 12) -> datasets.Dataset:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=rows), "image_id": datasets.Value("string")}
+    )
+    return datasets.Dataset.from_dict(batch(rows), features=features)
+
+
+def loaded(loader: DataLoader) -> torch.Tensor:
+    return torch.cat([batch["pixel_values"] for batch in loader])
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light", "medium"])
+def test_any_number_of_workers_gives_the_same_tensors(augmentation: str) -> None:
+    transform = TrainTransform(dinov2(), augmentation, 3)
+    data = dataset().with_transform(transform)
+    loaders = [DataLoader(data, batch_size=5, num_workers=workers) for workers in (0, 1, 2)]
+    loaders.append(DataLoader(data, batch_size=4, num_workers=2, persistent_workers=True))
+    epochs = []
+    for epoch in range(3):
+        transform.set_epoch(epoch)
+        results = [loaded(loader) for loader in loaders]
+        assert all(torch.equal(result, results[0]) for result in results)
+        epochs.append(results[0])
+    assert torch.equal(epochs[0], epochs[1]) == (augmentation == "none")
+
+
+def test_a_copy_of_the_data_set_follows_the_epoch() -> None:
+    transform = TrainTransform(vit(), "light", 3)
+    part = dataset().with_transform(transform).select(range(4))
+    first = part[0]["pixel_values"]
+    transform.set_epoch(1)
+    assert not torch.equal(part[0]["pixel_values"], first)
+
+
+def test_it_can_be_pickled() -> None:
+    transform = TrainTransform(timm(), "medium", 3)
+    transform.set_epoch(2)
+    copy = pickle.loads(pickle.dumps(transform))
+    assert copy.epoch == 2
+    assert torch.equal(views(copy), views(transform))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["dinov2-small-saliency", "tf_efficientnet_lite0"])
+def test_real_checkpoints(real: Path, name: str) -> None:
+    processor = AutoImageProcessor.from_pretrained(real / "models" / name)
+    parquet = str(real / "data" / "oxford-flowers102" / "data" / "train-00000-of-00001.parquet")
+    rows = datasets.load_dataset("parquet", data_files=parquet, split="train[:6]")
+    rows = rows.rename_column("image_id", "number").add_column("image_id", [str(row) for row in range(6)])
+    view = torch.stack(EvalTransform(processor)(rows[:])["pixel_values"])
+    alone = torch.cat([processor(images=image, return_tensors="pt")["pixel_values"] for image in rows[:]["image"]])
+    assert view.shape == (6, 3, 224, 224)
+    assert torch.equal(view, alone)
+    light = views(TrainTransform(processor, "light", 0), rows[:])
+    assert light.shape == view.shape
+    assert light.mean().item() == pytest.approx(view.mean().item(), abs=0.2)

@@ -1,0 +1,213 @@
+"""A whole run, as a user makes it: files, figures, pipeline, bad input, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import pipeline
+
+from hf_finetune.arguments import make_arguments, parse_arguments
+from hf_finetune.errors import ConfigError, HubError, Interrupted
+from hf_finetune.run import Run, finetune
+from hf_finetune.training.callbacks import ReadableLog
+from tests.training.conftest import NAMES, checkpoint_of, photo_folder, photos  # noqa: F401 (fixtures)
+
+SETTINGS: dict[str, Any] = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 3e-3,
+    "adapter": "lora",
+    "lora_rank": 2,
+    "use_cpu": True,
+}
+
+
+@pytest.fixture(scope="module", params=["vit", "timm_vit"])
+def run(request, photo_folder, checkpoint_of, tmp_path_factory) -> Run:  # noqa: F811
+    directory = tmp_path_factory.mktemp("runs") / request.param
+    settings = {**SETTINGS, "dataset": str(photo_folder), "model": str(checkpoint_of(request.param)), "output_dir": str(directory)}
+    return finetune(make_arguments(**settings))
+
+
+def test_every_promised_file_is_there(run: Run):
+    written = {path.name for path in run.directory.iterdir()}
+    promised = {"config.yaml", "metrics.json", "predictions.parquet", "trainer_state.json", "report.md", "report.html", "README.md"}
+    assert promised | {"plots", "model", "adapter"} <= written
+    assert len(list(run.directory.glob("checkpoint-*"))) == 2
+    assert not list(run.directory.rglob("*.bin.partial"))
+
+
+def test_metrics_have_the_promised_shape(run: Run):
+    metrics = json.loads((run.directory / "metrics.json").read_text())
+    assert metrics == run.metrics
+    for split, count in (("test", 15), ("validation", 15)):
+        scores = metrics[split]
+        assert {"accuracy", "top5_accuracy", "macro_f1", "balanced_accuracy", "ece", "per_class"} <= scores.keys()
+        assert sum(entry["support"] for entry in scores["per_class"].values()) == count
+        assert all(0 <= scores[name] <= 1 for name in scores if name != "per_class")
+    training = metrics["train"]
+    assert training["epochs"] == 2
+    assert training["steps"] == 10
+    assert 0 < training["trainable_parameters"] < training["total_parameters"]
+    assert training["peak_memory_bytes"] > 1e8
+    assert metrics["environment"]["seed"] == 42
+    assert metrics["dataset"]["label_names"] == sorted(NAMES)
+    assert metrics["dataset"]["splits"] == {"train": 40, "validation": 15, "test": 15}
+
+
+def test_predictions_are_those_of_pipeline_in_a_process_without_this_package(run: Run, photo_folder, tmp_path):  # noqa: F811
+    rows = [row for row in pq.read_table(run.directory / "predictions.parquet").to_pylist() if row["split"] == "test"]
+    files = {path.stem: str(path) for path in (photo_folder / "test").rglob("*.png")}
+    names = sorted(NAMES)
+    script = (
+        "import json, sys\n"
+        "from transformers import pipeline\n"
+        "classify = pipeline('image-classification', model=sys.argv[1], top_k=5)\n"
+        "found = [{s['label']: s['score'] for s in classify(path)} for path in json.loads(sys.argv[2])]\n"
+        "assert not any(name.startswith('hf_finetune') for name in sys.modules)\n"
+        "print(json.dumps(found))\n"
+    )
+    paths = [next(path for stem, path in files.items() if stem in row["image_id"]) for row in rows]
+    command = [sys.executable, "-c", script, str(run.directory / "model"), json.dumps(paths)]
+    output = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    for row, scores in zip(rows, json.loads(output.splitlines()[-1]), strict=True):
+        assert max(scores, key=scores.__getitem__) == names[row["prediction"]]
+        assert [scores[name] for name in names] == pytest.approx(row["probabilities"], abs=1e-5)
+
+
+def test_the_written_config_gives_the_same_run_again(run: Run, tmp_path):
+    again = finetune(parse_arguments(["--config", str(run.directory / "config.yaml"), "--output_dir", str(tmp_path / "again")]))
+    assert again.metrics["test"] == run.metrics["test"]
+    one, other = run.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_folder_in_use_is_not_touched(run: Run):
+    before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
+    settings = {**SETTINGS, "dataset": "drawn_pets", "model": "tiny_vit", "output_dir": str(run.directory)}
+    with pytest.raises(ConfigError) as error:
+        finetune(make_arguments(**settings))
+    assert str(error.value) == (
+        f"--output_dir: {run.directory} is in use (it holds README.md, adapter, checkpoint-10, checkpoint-5 and 8 more). Go on with "
+        "--resume_from_checkpoint last, start anew with --overwrite_output_dir, or give another folder."
+    )
+    assert before == {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
+
+
+def test_other_settings_do_not_resume_a_run(run: Run, photo_folder, checkpoint_of):  # noqa: F811
+    config = parse_arguments(["--config", str(run.directory / "config.yaml"), "--learning_rate", "1e-5", "--resume_from_checkpoint", "last"])
+    with pytest.raises(ConfigError, match=re.escape("was run with other settings (learning_rate was 0.003, is 1e-05)")):
+        finetune(config)
+
+
+def test_pipeline_in_this_process_reads_the_checkpoint_by_its_label_names(run: Run, photos):  # noqa: F811
+    scores = pipeline("image-classification", model=str(run.directory / "model"))(photos["test"][0]["image"])
+    assert {score["label"] for score in scores} == set(NAMES)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(photo_folder, checkpoint_of, tmp_path, monkeypatch):  # noqa: F811
+    import os
+    import signal
+
+    settings = {**SETTINGS, "dataset": str(photo_folder), "model": str(checkpoint_of("vit"))}
+    whole = finetune(make_arguments(**settings, output_dir=str(tmp_path / "whole")))
+    original = ReadableLog.on_step_end
+
+    def press(self, args, state, control, **kwargs):
+        original(self, args, state, control, **kwargs)
+        if state.global_step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ReadableLog, "on_step_end", press)
+    with pytest.raises(Interrupted) as stopped:
+        finetune(make_arguments(**settings, output_dir=str(tmp_path / "cut")))
+    step = re.search(r"SIGINT: stopped after step (\d+)", str(stopped.value))[1]
+    assert (tmp_path / "cut" / f"checkpoint-{step}").is_dir()
+    monkeypatch.undo()
+    resumed = finetune(make_arguments(**settings, output_dir=str(tmp_path / "cut"), resume_from_checkpoint="last"))
+    one, other = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert resumed.metrics["notices"] == [f"Training was resumed at step {step}: the training time counts only what came after it."]
+
+
+def test_a_failed_push_loses_nothing(photo_folder, checkpoint_of, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    settings = {**SETTINGS, "dataset": str(photo_folder), "model": str(checkpoint_of("vit")), "output_dir": str(tmp_path / "run")}
+    with pytest.raises(HubError) as error:
+        finetune(make_arguments(**settings, push_to_hub=True, hub_model_id="me/colours", hub_token="hf_secret_of_mine"))
+    assert f"recipes/push.py {tmp_path / 'run'} --hub_model_id me/colours" in str(error.value)
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or b"hf_secret_of_mine" not in path.read_bytes(), path
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model" / "model.safetensors")
+
+
+KILLED = """
+import os, runpy, signal, sys
+from hf_finetune.training.callbacks import ReadableLog
+def die(self, args, state, control, **kwargs):
+    if state.global_step == 8:  # of 10; the second epoch began after step 5
+        os.kill(os.getpid(), signal.SIGKILL)
+ReadableLog.on_step_end = die
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("vit", ["--adapter", "lora"]),
+        ("vit", ["--adapter", "none"]),
+        ("dinov2", ["--adapter", "none", "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3"]),
+        ("timm_resnet", ["--adapter", "none"]),
+    ],
+)
+def test_killed_in_an_epoch_and_resumed_is_the_uninterrupted_run_bit_for_bit(
+    kind: str,
+    flags: list[str],
+    photo_folder: Path,  # noqa: F811
+    checkpoint_of: Callable[[str], Path],  # noqa: F811
+    tmp_path: Path,
+):
+    command = ["--dataset", str(photo_folder), "--model", str(checkpoint_of(kind)), "--num_train_epochs", "2", *flags]
+    command += ["--per_device_train_batch_size", "8", "--learning_rate", "3e-3", "--augmentation", "medium", "--use_cpu"]
+    recipe = str(Path(__file__).parent.parent / "recipes" / "vit_lora.py")
+    killed = subprocess.run([sys.executable, "-c", KILLED, recipe, *command, "--output_dir", str(tmp_path / "cut")], capture_output=True)
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    finetune(parse_arguments([*command, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint", "last"], defaults={"adapter": "lora"}))
+    finetune(parse_arguments([*command, "--output_dir", str(tmp_path / "whole")], defaults={"adapter": "lora"}))
+    resumed, whole = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_two_processes_are_one(adapter: str, photo_folder: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path):  # noqa: F811
+    flags = ["--dataset", str(photo_folder), "--model", str(checkpoint_of("vit")), "--adapter", adapter, "--augmentation", "none", "--use_cpu"]
+    flags += ["--num_train_epochs", "2", "--learning_rate", "3e-3"]
+    recipe = str(Path(__file__).parent.parent / "recipes" / "vit_lora.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = [*torchrun, recipe, *flags, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")]
+    finished = subprocess.run(two, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    finetune(parse_arguments([*flags, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")]))
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["environment"]["processes"] == 2
+    one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)

@@ -1,0 +1,130 @@
+"""The trainer: accumulation, selection, checkpoints and augmentation are exact; what must not move does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from hf_finetune.models.freezing import freeze_backbone, head_parameter_names
+from hf_finetune.models.lora import add_lora
+from hf_finetune.training.trainer import FinetuneTrainer
+from tests.training.conftest import assert_only_changed, weights_of
+
+MakeTrainer = Callable[..., FinetuneTrainer]
+
+
+def trained(trainer: FinetuneTrainer) -> dict[str, torch.Tensor]:
+    trainer.train()
+    return weights_of(trainer.model)
+
+
+def without_drop_path(model: torch.nn.Module) -> torch.nn.Module:
+    for module in model.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    return model
+
+
+def head_only(model: torch.nn.Module) -> torch.nn.Module:
+    freeze_backbone(model)
+    return model
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# beit, swinv2 and the custom loss on vit get gradients times the number of micro-batches from the stock Trainer
+@pytest.mark.parametrize("kind", ["vit", "beit", "swinv2", "dinov2", "timm_vit"])
+def test_batch_8_times_4_equals_32_times_1(kind: str, make_trainer: MakeTrainer):
+    # plain SGD, since Adam's normalisation would hide a factor; 40 photos make the second step a short one
+    settings = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "adapt": without_drop_path}
+    whole = trained(make_trainer(kind, per_device_train_batch_size=32, **settings))
+    parts = trained(make_trainer(kind, per_device_train_batch_size=8, gradient_accumulation_steps=4, **settings))
+    assert_close(whole, parts, 1e-5)
+
+
+def test_the_short_last_micro_batch_is_weighed_by_its_size(make_trainer: MakeTrainer):
+    settings = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "num_train_epochs": 1}
+    whole = trained(make_trainer("vit", per_device_train_batch_size=40, **settings))
+    parts = trained(make_trainer("vit", per_device_train_batch_size=16, gradient_accumulation_steps=3, **settings))
+    assert_close(whole, parts, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm_resnet", "dinov2"])
+def test_head_only_training_moves_the_head_and_nothing_else(kind: str, make_trainer: MakeTrainer):
+    trainer = make_trainer(kind, adapt=head_only)
+    head, before = head_parameter_names(trainer.model), weights_of(trainer.model)
+    assert_only_changed(before, trained(trainer), lambda name: name in head)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "timm_vit"])
+def test_lora_training_moves_adapters_and_head_and_nothing_else(kind: str, make_trainer: MakeTrainer):
+    trainer = make_trainer(kind, adapt=lambda model: add_lora(model, rank=2))
+    before = weights_of(trainer.model)
+    assert_only_changed(before, trained(trainer), lambda name: "lora_" in name or "modules_to_save" in name)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "swin", "timm_resnet"])
+def test_a_checkpoint_carries_the_names_in_memory_and_the_best_one_is_reloaded_whole(kind: str, make_trainer: MakeTrainer):
+    kept: dict[str, dict[str, torch.Tensor]] = {}
+
+    class Keep(TrainerCallback):
+        def on_save(self, args, state, control, model=None, **kwargs):
+            kept[f"checkpoint-{state.global_step}"] = weights_of(model)
+
+    trainer = make_trainer(
+        kind,
+        callbacks=[Keep()],
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=True,  # the worst epoch, which is not the last
+        learning_rate=1e-3,
+        num_train_epochs=3,
+    )
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    on_disk = load_file(best / "model.safetensors")
+    if kind != "timm_resnet":  # the timm wrapper translates its own names, in both directions
+        assert on_disk.keys() == trainer.model.state_dict().keys()
+    assert best.name != f"checkpoint-{trainer.state.global_step}"
+    reloaded = weights_of(trainer.model)
+    assert all(torch.equal(reloaded[name], kept[best.name][name]) for name in reloaded)
+
+
+def test_the_augmentation_is_told_every_epoch(make_trainer: MakeTrainer):
+    seen = []
+    trainer = make_trainer("vit", augmentation="light", num_train_epochs=3)
+    transform = next(c.transform for c in trainer.callback_handler.callbacks if type(c).__name__ == "EpochToTransform")
+    original = transform.set_epoch
+    transform.set_epoch = lambda epoch: (seen.append(epoch), original(epoch))[1]
+    trainer.train()
+    assert seen == [0, 1, 2]
+
+
+def test_predictions_are_probabilities_in_the_order_of_the_rows(make_trainer: MakeTrainer, photos):
+    trainer = make_trainer("vit", per_device_eval_batch_size=4)
+    probabilities = trainer.predict_split(photos["test"])
+    assert probabilities.shape == (15, 5)
+    assert probabilities.dtype == np.float32
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
+    backwards = trainer.predict_split(photos["test"].select(range(14, -1, -1)))
+    assert np.allclose(backwards[::-1], probabilities, atol=1e-6)
+
+
+def test_the_arguments_in_a_checkpoint_hold_no_token(make_trainer: MakeTrainer, tmp_path: Path):
+    from hf_finetune.arguments import make_arguments
+    from hf_finetune.run import take_push_settings
+
+    arguments = make_arguments(output_dir=str(tmp_path / "x"), hub_token="hf_secret_of_mine", push_to_hub=True, hub_model_id="me/x", use_cpu=True)
+    assert take_push_settings(arguments) == ("hf_secret_of_mine", True)
+    assert arguments.training.hub_token is None
+    assert arguments.training.push_to_hub is False
