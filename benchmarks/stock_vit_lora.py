@@ -63,7 +63,11 @@ def main() -> None:
         report_to="none",
     )
     trainer = Trainer(
-        model=model, args=arguments, data_collator=collate, train_dataset=dataset["train"].with_transform(view(augment)), processing_class=processor
+        model=model,
+        args=arguments,
+        data_collator=collate,
+        train_dataset=dataset["train"].with_transform(view(augment)),
+        processing_class=processor,
     )
     started = time.perf_counter()
     trainer.train()

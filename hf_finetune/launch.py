@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     A `FinetuneError` is printed as one paragraph on the error stream; any other exception is a defect and keeps its traceback.
     """
     _readable_logs()
+    _use_all_cores()
     try:
         main()
     except Interrupted as error:
@@ -34,6 +36,16 @@ def _leave(message: str, status: int) -> None:
     sys.stdout.flush()
     sys.stderr.write(f"{message}\n")
     sys.exit(status)
+
+
+def _use_all_cores() -> None:
+    """Take back the one thread to which `accelerate launch` without a configuration file limits a process that is alone on its machine.
+
+    The limit is read when torch is imported, which no recipe has done yet.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def _readable_logs() -> None:

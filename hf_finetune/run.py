@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,13 @@ from hf_finetune.errors import Interrupted
 from hf_finetune.models.classifier import load_classifier, save_classifier
 from hf_finetune.models.freezing import freeze_backbone
 from hf_finetune.models.lora import add_lora, merge_lora
-from hf_finetune.reporting.hub import push_run
+from hf_finetune.reporting.hub import check_repo_id, push_run
+from hf_finetune.reporting.intervals import wilson_interval
 from hf_finetune.reporting.model_card import write_card
 from hf_finetune.reporting.report import build_report
+from hf_finetune.reporting.wording import write_atomically
 from hf_finetune.run_directory import prepare_directory, resume_checkpoint
-from hf_finetune.run_metrics import describe_run, training_figures, write_json
+from hf_finetune.run_metrics import describe_run, training_figures
 from hf_finetune.training.callbacks import StopOnSignal
 from hf_finetune.training.evaluation import Evaluation, evaluation_of
 from hf_finetune.training.trainer import FinetuneTrainer
@@ -52,6 +55,20 @@ class Run:
     dataset: DatasetDict = field(repr=False)
     url: str | None = None
 
+    def summary(self) -> str:
+        """Return the result in a few lines: accuracy with its interval, what trained, what it cost, where everything lies."""
+        test, cost = self.metrics["test"], self.metrics["train"]
+        photos = self.metrics["dataset"]["splits"]["test"]
+        interval = wilson_interval(round(test["accuracy"] * photos), photos)
+        lines = [
+            f"Test accuracy {test['accuracy']:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, {photos} photos), "
+            f"macro F1 {test['macro_f1']:.4f}.",
+            f"Trained {cost['trainable_parameters']:,} of {cost['total_parameters']:,} parameters in {cost['runtime_s']:.0f} s, "
+            f"of which {cost['validation_s']:.0f} s validation; peak memory {cost['peak_memory_bytes'] / 2**20:,.0f} MiB.",
+            f"Report: {self.directory / 'report.html'}   Model: {self.directory / 'model'}",
+        ]
+        return "\n".join(lines + ([f"Pushed: {self.url}"] if self.url else []))
+
 
 def finetune(arguments: Arguments) -> Run:
     """Fine-tune a pretrained classifier as `arguments` say: select on validation, score the test split once, write everything, then push.
@@ -66,6 +83,8 @@ def finetune(arguments: Arguments) -> Run:
     """
     data, training = arguments.data, arguments.training
     notices: list[str] = []
+    if training.push_to_hub:
+        check_repo_id(training.hub_model_id)
     checkpoint = resume_checkpoint(arguments)
     if training.should_save:
         prepare_directory(arguments)
@@ -179,7 +198,7 @@ def save_run(
     save_classifier(model, processor, directory / "model")
     pq.write_table(pa.concat_tables([score.predictions for score in scores.values()]), directory / "predictions.parquet")
     trainer.save_state()
-    write_json(metrics, directory / "metrics.json")
+    write_atomically(directory / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     build_report(directory, images=image_finder(dataset))
     write_card(directory)
     return model.eval()

@@ -27,7 +27,9 @@ _WRITTEN = (
     "adapter",
 )
 # what may differ between a run and its continuation
-_FREE_ON_RESUME = re.compile(r"resume_from_checkpoint|overwrite_output_dir|push_to_hub|hub_.*|output_dir|disable_tqdm|log_level.*|logging_.*|report_to|dataloader_.*")
+_FREE_ON_RESUME = re.compile(
+    "resume_from_checkpoint|overwrite_output_dir|push_to_hub|hub_.*|output_dir|disable_tqdm|log_level.*|logging_.*|report_to|dataloader_.*"
+)
 
 
 def last_checkpoint(directory: Path) -> Path | None:

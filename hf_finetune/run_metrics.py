@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -19,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_finetune.arguments import Arguments, ModelArguments
 from hf_finetune.data.catalog import dataset_origin
-from hf_finetune.models.classifier import EMBEDDED
+from hf_finetune.models.sources import embedded_names
 from hf_finetune.training.evaluation import Evaluation
 from hf_finetune.training.trainer import FinetuneTrainer
 
@@ -71,7 +70,7 @@ def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from
 
 def model_facts(arguments: ModelArguments) -> dict[str, Any]:
     """Return the base checkpoint and the adapter's settings; the license only where it is known."""
-    local = arguments.model in EMBEDDED or os.path.isdir(arguments.model)
+    local = arguments.model in embedded_names() or os.path.isdir(arguments.model)
     adapter = None
     if arguments.adapter != "none":
         adapter = {
@@ -95,7 +94,7 @@ def model_facts(arguments: ModelArguments) -> dict[str, Any]:
 
 def model_license(name: str) -> str | None:
     """Return the license that the checkpoint's own model card states, or None where there is no card or it states none."""
-    if name in EMBEDDED:
+    if name in embedded_names():
         return "apache-2.0"
     try:
         card = ModelCard.load(os.path.join(name, "README.md") if os.path.isdir(name) else name)
@@ -128,13 +127,6 @@ def describe_run(
         "model": model_facts(arguments.model),
         "notices": notices,
     }
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never half of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _processor_name() -> str:

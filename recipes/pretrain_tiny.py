@@ -68,10 +68,10 @@ def augment(images: Tensor, size: int) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(len(images), *shape) * (high - low) + low
 
-    angle, scale = uniform(-0.5, 0.5), uniform(0.6, 1.1)
+    angle, scale = uniform(-0.3, 0.3), uniform(0.7, 1.05)
     across = scale * uniform(0.85, 1.15) * torch.sign(uniform(-1, 1))
-    rows = [torch.cos(angle) * across, -torch.sin(angle) * scale, uniform(-0.2, 0.2)]
-    rows += [torch.sin(angle) * across, torch.cos(angle) * scale, uniform(-0.2, 0.2)]
+    rows = [torch.cos(angle) * across, -torch.sin(angle) * scale, uniform(-0.12, 0.12)]
+    rows += [torch.sin(angle) * across, torch.cos(angle) * scale, uniform(-0.12, 0.12)]
     grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), [len(images), 3, size, size], align_corners=False)
     views = F.grid_sample(images.float() / 127.5 - 1, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return views * uniform(0.7, 1.3, 1, 1, 1) + uniform(-0.2, 0.2, 3, 1, 1) + uniform(-0.2, 0.2, 1, 1, 1)

@@ -15,16 +15,13 @@ from hf_finetune.launch import run_recipe
 def main() -> None:
     """Parse, fine-tune, and say what came out and where it lies."""
     from hf_finetune.arguments import parse_arguments
-    from hf_finetune.reporting.report import headline
-    from hf_finetune.run import finetune
 
     arguments = parse_arguments(recipe="vit_lora", defaults={"adapter": "lora"}, description=__doc__)
+    from hf_finetune.run import finetune  # after the arguments, so that --help and a misspelt flag answer quickly
+
     run = finetune(arguments)
     if arguments.training.should_save:
-        print(headline(run.metrics))
-        print(f"Report: {run.directory / 'report.html'}   Model: {run.directory / 'model'}")
-        if run.url:
-            print(f"Pushed: {run.url}")
+        print(run.summary())
 
 
 if __name__ == "__main__":

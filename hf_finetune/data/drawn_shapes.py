@@ -245,10 +245,10 @@ def draw_shape(rng: np.random.Generator, factors: dict[str, int]) -> Image.Image
     colour, second = vary(rng, COLOURS[chosen["colour"]], 16), vary(rng, COLOURS[chosen["second"]], 16)
     edge = {"smooth": 0.0, "ragged": 0.06, "shaggy": 0.15}[chosen["edge"]]
     side = min(width, height) * SUPERSAMPLE
-    right, below = (rng.normal(0, 0.08, 2) * side).tolist()
+    right, below = (rng.normal(0, 0.05, 2) * side).tolist()
     middle = (width * SUPERSAMPLE / 2 + right, height * SUPERSAMPLE / 2 + below)
-    turn, flip, squeeze = float(rng.normal(0, 0.35)), bool(rng.random() < 0.5), float(rng.uniform(0.75, 1.25))
-    pen = Pen(canvas, middle, side * float(rng.uniform(0.2, 0.42)), turn, flip, squeeze)
+    turn, flip, squeeze = float(rng.normal(0, 0.15)), bool(rng.random() < 0.5), float(rng.uniform(0.85, 1.15))
+    pen = Pen(canvas, middle, side * float(rng.uniform(0.27, 0.4)), turn, flip, squeeze)
     _parts(pen, rng, chosen["parts"], second if rng.random() < 0.5 else shade(colour, 0.85), edge)
     outline = _frayed(rng, _SHAPES[chosen["outline"]], edge)
     pen.polygon(outline, colour)
@@ -258,5 +258,5 @@ def draw_shape(rng: np.random.Generator, factors: dict[str, int]) -> Image.Image
     _texture(grain, rng, chosen["texture"], second, outline, colour)
     canvas.paste(layer, mask=mask)
     _marks(pen, rng, chosen["marks"], (24, 22, 24) if sum(colour) > 240 else (224, 160, 60))
-    occlude(rng, canvas, 0.2)
+    occlude(rng, canvas, 0.15)
     return develop(rng, canvas)

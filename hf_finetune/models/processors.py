@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -40,12 +41,12 @@ def load_processor(
     Raises:
         ModelError: If the checkpoint has no processor, or one that does not make one RGB picture of one size.
     """
-    processor, mended = _timm(config, image_size) if isinstance(config, TimmWrapperConfig) else _native(source, image_size)
-    if mended:
+    processor, shortest = _timm(config, image_size) if isinstance(config, TimmWrapperConfig) else _native(source, image_size)
+    if shortest is not None:
         height, width = output_size(processor)
         notice = (
             f"The image processor of {source.name} did not keep the aspect of a picture; here, and in what is saved, it resizes the "
-            f"shortest side to {max(height, width)} and crops the centre of {height}×{width} pixels."
+            f"shortest side to {shortest} and crops the centre of {height}×{width} pixels."
         )
         logger.warning(notice)
         if notices is not None:
@@ -62,7 +63,8 @@ def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
     return (height, width) if _fixed_shape(processor) else (min(height, width), min(height, width))
 
 
-def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProcessor, bool]:
+def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProcessor, int | None]:
+    """Return the processor and, where it had to be changed, the length that the shortest side is resized to."""
     try:
         processor = AutoImageProcessor.from_pretrained(source.location, revision=source.revision)
     except (OSError, ValueError) as error:
@@ -73,10 +75,11 @@ def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProce
     if image_size is not None:
         processor = _resized(processor, image_size)
     if _keeps_aspect(processor):
-        return processor, False
+        return processor, None
     height, width = output_size(processor)
+    shortest = _squashed_side(processor) or max(height, width)
     crop = {
-        "size": {"shortest_edge": max(height, width)},
+        "size": {"shortest_edge": shortest},
         "crop_size": {"height": height, "width": width},
         "do_resize": True,
         "do_center_crop": True,
@@ -84,19 +87,28 @@ def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProce
     }
     own = _changed(processor, crop)
     if _keeps_aspect(own):
-        return own, True
+        return own, shortest
     settings = processor.to_dict()
-    return ViTImageProcessor(**{name: settings[name] for name in _PIXEL_SETTINGS if name in settings}, **crop), True
+    return ViTImageProcessor(**{name: settings[name] for name in _PIXEL_SETTINGS if name in settings}, **crop), shortest
 
 
-def _timm(config: TimmWrapperConfig, image_size: int | None) -> tuple[BaseImageProcessor, bool]:
+def _timm(config: TimmWrapperConfig, image_size: int | None) -> tuple[BaseImageProcessor, int | None]:
+    """As `_native`, for the processor that timm keeps in the configuration."""
     spec = config.pretrained_cfg
     if image_size is not None:
         spec["input_size"] = [3, image_size, image_size]
     squashed = spec.get("crop_mode") in ("squash", "border")
     if squashed:
         spec["crop_mode"] = "center"
-    return TimmWrapperImageProcessor(pretrained_cfg=spec, architecture=config.architecture), squashed
+    processor = TimmWrapperImageProcessor(pretrained_cfg=spec, architecture=config.architecture)
+    settings = processor.data_config
+    return processor, math.floor(max(settings["input_size"][1:]) / settings["crop_pct"]) if squashed else None
+
+
+def _squashed_side(processor: BaseImageProcessor) -> int | None:
+    """The side of the square that a processor squashes pictures to before it crops, as DeiT's does; None where it does not crop."""
+    size = processor.to_dict().get("size") or {}
+    return max(size["height"], size["width"]) if getattr(processor, "do_center_crop", None) and {"height", "width"} <= set(size) else None
 
 
 def _resized(processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
@@ -124,7 +136,7 @@ def _keeps_aspect(processor: BaseImageProcessor) -> bool:
     """
     try:
         return _fixed_shape(processor) and torch.equal(_process(processor, _wide(0)), _process(processor, _wide(255)))
-    except (ValueError, TypeError, KeyError):
+    except ModelError:
         return False
 
 
@@ -141,7 +153,11 @@ def _wide(side: int) -> Image.Image:
 
 
 def _process(processor: BaseImageProcessor, picture: Image.Image) -> torch.Tensor:
-    pixels = processor(picture, return_tensors="pt").get("pixel_values")
+    try:
+        pixels = processor(picture, return_tensors="pt").get("pixel_values")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # Some processors fail on settings that they do not know, and one of them while it words its error.
+        pixels = None
     if pixels is None or pixels.ndim != 4 or len(pixels) != 1:
         raise ModelError(
             f"The image processor {type(processor).__name__} does not turn one RGB picture into one tensor; it cannot be used."

@@ -58,7 +58,7 @@ def resolve_source(name: str, revision: str | None = None) -> ModelSource:
     if path.is_file():
         raise ModelError(f"The model {name!r} is a file; give the directory that holds config.json and model.safetensors.")
     if _HUB_ID.fullmatch(name):
-        require_hub(name, "model")
+        require_hub(name, "model", hint=f"There is no directory {name!r} either.")
         return ModelSource(name, name, revision)
     if "/" in name or name.startswith((".", "~")):
         raise ModelError(f"The model directory {name!r} does not exist.")

@@ -9,6 +9,7 @@ All classes share one signature, `predictions` = one row of class probabilities 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import datasets
@@ -35,7 +36,8 @@ class ClassScores(NamedTuple):
     support: IntArray
 
 
-class Reliability(NamedTuple):
+@dataclass(frozen=True)
+class Reliability:
     """Predictions grouped by confidence, for B equal-width bins of (0, 1].
 
     Attributes:

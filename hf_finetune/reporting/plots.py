@@ -101,7 +101,13 @@ def reliability_plot(bins: Reliability, theme: Theme = LIGHT) -> Figure:
     upper.bar(centres[filled], bins.accuracy[filled], width * 0.9, color=theme.hit, label="accuracy")
     # the gap is hatched between the bar and the mean confidence of its bin, above the bar or across it
     gaps = (bins.confidence - bins.accuracy)[filled]
-    hatched = {"facecolor": "none", "edgecolor": theme.miss, "hatch": "////", "linewidth": 1.2, "label": "gap to confidence"}
+    hatched: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": theme.miss,
+        "hatch": "////",
+        "linewidth": 1.2,
+        "label": "gap to confidence",
+    }
     upper.bar(centres[filled], gaps, width * 0.9, bottom=bins.accuracy[filled], **hatched)
     upper.plot([0, 1], [0, 1], color=theme.ink, linestyle="--", linewidth=1.2, zorder=3, label="perfectly calibrated")
     upper.set_ylim(0, 1)
@@ -175,12 +181,11 @@ def _draw_accuracy(axes: Axes, curves: Curves, theme: Theme) -> None:
     points = curves.validation_accuracy
     if points:
         axes.plot(*zip(*points, strict=True), color=theme.hit, linewidth=2, marker="o", markersize=4, label="validation")
-    best = [accuracy for epoch, accuracy in points if epoch == curves.best_epoch]
-    if best:
-        axes.plot([curves.best_epoch], best, marker="o", markersize=10, markerfacecolor="none", color=theme.miss, markeredgewidth=2)
+    for epoch, accuracy in [point for point in points if point[0] == curves.best_epoch]:
+        axes.plot([epoch], [accuracy], marker="o", markersize=10, markerfacecolor="none", color=theme.miss, markeredgewidth=2)
         axes.annotate(
-            f"{100 * best[0]:.1f} %",
-            (curves.best_epoch or 0.0, best[0]),
+            f"{100 * accuracy:.1f} %",
+            (epoch, accuracy),
             textcoords="offset points",
             xytext=(0, -18),
             ha="center",
@@ -204,8 +209,8 @@ def _finish_curve(axes: Axes, curves: Curves, theme: Theme, legend: str) -> None
 
 def _legend(axes: Axes, theme: Theme, place: str, **layout: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
-        look = {"framealpha": 0.85, "facecolor": theme.paper, "edgecolor": "none", "labelcolor": theme.ink, "fontsize": 9}
-        axes.legend(loc=place, **look, **layout)
+        look: dict[str, Any] = {"loc": place, "framealpha": 0.85, "facecolor": theme.paper, "edgecolor": "none", "fontsize": 9}
+        axes.legend(labelcolor=theme.ink, **look, **layout)
 
 
 def _write_counts(axes: Axes, confusion: IntArray, share: FloatArray, theme: Theme, size: int) -> None:

@@ -179,8 +179,8 @@ def _class_rows(run: FinishedRun, findings: Findings) -> list[ClassRow]:
     rows = []
     for index in order:
         rival, times = int(mistakes[index].argmax()), int(mistakes[index].max())
-        figures = (float(values[index]) for values in (scores.recall, scores.precision, scores.f1))
-        rows.append(ClassRow(names[index], int(scores.support[index]), *figures, taken_for=names[rival] if times else "", times=times))
+        recall, precision, f1 = (float(values[index]) for values in (scores.recall, scores.precision, scores.f1))
+        rows.append(ClassRow(names[index], int(scores.support[index]), recall, precision, f1, names[rival] if times else "", times))
     return rows
 
 

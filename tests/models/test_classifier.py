@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, pipeline
 
-from hf_finetune.errors import ModelError
+from hf_finetune.errors import HubError, ModelError
 from hf_finetune.models.classifier import load_classifier, save_classifier
 from hf_finetune.models.names import block_names, head_names
 from hf_finetune.models.processors import output_size
@@ -165,8 +165,8 @@ SUPPORTED = (
 )
 ADVICE = "Check that config.json and the weights come from the same checkpoint."
 SPOILED = {
-    "no config": "The model directory '{}' holds no config.json. A model directory holds config.json, model.safetensors and, unless it is a "
-    "timm model, preprocessor_config.json.",
+    "no config": "The model directory '{}' holds no config.json. A model directory holds config.json, model.safetensors and, unless it is "
+    "a timm model, preprocessor_config.json.",
     "no weights": "The model directory '{}' holds a config.json but no weights; expected one of model.safetensors, "
     "model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json.",
     "adapter": "The model directory '{}' holds no config.json. It holds a PEFT adapter; give the merged model beside it, or the adapter's "
@@ -229,6 +229,13 @@ def test_names_that_are_no_model(name: str, message: str) -> None:
     with pytest.raises(ModelError) as error:
         load_classifier(name, LABELS)
     assert str(error.value) == message
+
+
+def test_a_hub_id_that_is_not_cached_says_so_at_once() -> None:
+    with pytest.raises(HubError) as error:
+        load_classifier("nobody/no-such-model", LABELS)
+    assert "the model 'nobody/no-such-model' is not in the local cache" in str(error.value)
+    assert "There is no directory 'nobody/no-such-model' either." in str(error.value)
 
 
 def test_an_unknown_name_gets_the_nearest_embedded_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,14 @@ def divmod_text(number: int) -> tuple[str, str]:
     return str(number // 2), str(number % 2)
 
 
-@pytest.mark.parametrize("kind", [*LINEAR, *CONVOLUTIONS])
-@pytest.mark.parametrize("settings", [{}, {"dora": True}, {"rslora": True, "dropout": 0.1}], ids=["lora", "dora", "rslora"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *((kind, {}) for kind in [*LINEAR, *CONVOLUTIONS]),
+        *((kind, {"dora": True}) for kind in ("vit", "swin", "timm_vit", "timm_resnet")),
+        *((kind, {"rslora": True, "dropout": 0.1}) for kind in ("dinov2", "timm_swin", "resnet")),
+    ],
+)
 def test_training_saving_and_merging(kind: str, settings: dict, tmp_path: Path) -> None:
     model = classifier(kind, tmp_path / "base")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -181,7 +187,8 @@ MISTAKES = [
     ("vit", {"targets": "(q_proj"}, "lora_targets '(q_proj' is neither one of attention, attention+mlp, all-linear nor a regular "
      "expression (missing ), unterminated subpattern at position 0)."),
     ("timm_efficientnet", {"targets": r".*conv_.*"}, "lora_targets '.*conv_.*' matches 2 grouped convolutions "
-     "(timm_model.blocks.3.0.conv_dw, timm_model.blocks.4.0.conv_dw), whose adapters cannot be merged; narrow the expression to the others."),
+     "(timm_model.blocks.3.0.conv_dw, timm_model.blocks.4.0.conv_dw), whose adapters cannot be "
+     "merged; narrow the expression to the others."),
     ("vit", {"layers": "last:4"}, "lora_layers 'last:4' asks for the last 4 layers; the model has 3."),
     ("vit", {"layers": "last:0"}, "lora_layers 'last:0' asks for the last 0 layers; the model has 3."),
     ("vit", {"layers": "0,3"}, "lora_layers '0,3' names layer 3; the model has 3 layers, numbered 0 to 2."),

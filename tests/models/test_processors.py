@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import ConvNextImageProcessor, ViTImageProcessor, pipeline
+from transformers import ConvNextImageProcessor, DeiTImageProcessor, ViTImageProcessor, pipeline
 
 from hf_finetune.errors import ModelError
 from hf_finetune.models.classifier import load_classifier, save_classifier
@@ -47,6 +47,19 @@ def test_squashing_processors_are_mended_and_told(tmp_path: Path) -> None:
     _, processor = load_classifier(str(tmp_path / "squash"), LABELS, notices=notices)
     assert notices == [expected.format(tmp_path / "squash")]
     assert processor.data_config["crop_mode"] == "center"
+
+
+def test_a_processor_that_squashes_and_crops_keeps_its_ratio(tmp_path: Path) -> None:
+    HF_BUILDERS["deit_plain"](tmp_path)
+    DeiTImageProcessor(size={"height": 36, "width": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    notices: list[str] = []
+    _, processor = load_classifier(str(tmp_path), LABELS, notices=notices)
+    assert notices == [
+        f"The image processor of {tmp_path} did not keep the aspect of a picture; here, and in what is saved, it resizes the shortest "
+        "side to 36 and crops the centre of 32×32 pixels."
+    ]
+    assert dict(processor.size) == {"shortest_edge": 36}
+    assert output_size(processor) == (32, 32)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BUILDERS if kind not in ("vit", "swin", "swinv2", "beit")])

@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.training.evaluation import evaluate_classifier
-from tests.training.conftest import NAMES
+from tests.coloured import NAMES
 
 
 def test_a_table_row_an_image_and_the_metrics_of_the_report(checkpoint_of: Callable[[str], Path], photos, make_trainer):

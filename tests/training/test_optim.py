@@ -9,7 +9,7 @@ import torch
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.optim import parameter_groups, spared_from_decay
-from tests.training.conftest import NAMES
+from tests.coloured import NAMES
 
 RATES = {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "weight_decay": 0.05}
 

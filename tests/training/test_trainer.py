@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from hf_finetune.models.freezing import freeze_backbone, head_parameter_names
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.trainer import FinetuneTrainer
-from tests.training.conftest import assert_only_changed, weights_of
+from tests.coloured import assert_only_changed, weights_of
 
 MakeTrainer = Callable[..., FinetuneTrainer]
 
@@ -118,13 +118,3 @@ def test_predictions_are_probabilities_in_the_order_of_the_rows(make_trainer: Ma
     assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
     backwards = trainer.predict_split(photos["test"].select(range(14, -1, -1)))
     assert np.allclose(backwards[::-1], probabilities, atol=1e-6)
-
-
-def test_the_arguments_in_a_checkpoint_hold_no_token(make_trainer: MakeTrainer, tmp_path: Path):
-    from hf_finetune.arguments import make_arguments
-    from hf_finetune.run import take_push_settings
-
-    arguments = make_arguments(output_dir=str(tmp_path / "x"), hub_token="hf_secret_of_mine", push_to_hub=True, hub_model_id="me/x", use_cpu=True)
-    assert take_push_settings(arguments) == ("hf_secret_of_mine", True)
-    assert arguments.training.hub_token is None
-    assert arguments.training.push_to_hub is False
