@@ -84,7 +84,7 @@ def finetune(arguments: Arguments) -> Run:
     data, training = arguments.data, arguments.training
     notices: list[str] = []
     if training.push_to_hub:
-        check_repo_id(training.hub_model_id)
+        check_repo_id(str(training.hub_model_id))
     checkpoint = resume_checkpoint(arguments)
     if training.should_save:
         prepare_directory(arguments)
@@ -117,12 +117,12 @@ def finetune(arguments: Arguments) -> Run:
         )
     scores = {split: evaluation_of(trainer.predict_split(dataset[split]), dataset[split], split) for split in ("validation", "test")}
     metrics = describe_run(arguments, dataset, trainer, figures, scores, notices)
-    directory = Path(training.output_dir)
+    directory = Path(str(training.output_dir))
     if training.should_save:
         model = save_run(directory, trainer, processor, scores, metrics, dataset)
     url = None
     if push and training.should_save:
-        url = push_run(directory, training.hub_model_id, private=bool(training.hub_private_repo), token=token)
+        url = push_run(directory, str(training.hub_model_id), private=bool(training.hub_private_repo), token=token)
     return Run(directory, metrics, model, processor, dataset, url)
 
 
@@ -193,7 +193,7 @@ def save_run(
     """Write adapter, merged model, metrics, predictions, report and model card; return the merged model in evaluation mode."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if isinstance(model, PeftModel):
-        model.save_pretrained(directory / "adapter")
+        model.save_pretrained(str(directory / "adapter"))
         model = merge_lora(model)
     save_classifier(model, processor, directory / "model")
     pq.write_table(pa.concat_tables([score.predictions for score in scores.values()]), directory / "predictions.parquet")

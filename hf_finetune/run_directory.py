@@ -50,7 +50,7 @@ def resume_checkpoint(arguments: Arguments) -> Path | None:
     wanted = arguments.training.resume_from_checkpoint
     if wanted is None:
         return None
-    directory = Path(arguments.training.output_dir)
+    directory = Path(str(arguments.training.output_dir))
     if wanted == "last":
         checkpoint = last_checkpoint(directory)
         if checkpoint is None:
@@ -70,7 +70,7 @@ def prepare_directory(arguments: Arguments) -> None:
         ConfigError: The folder holds something, and neither resuming nor overwriting was asked for.
     """
     training = arguments.training
-    directory = Path(training.output_dir)
+    directory = Path(str(training.output_dir))
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"--output_dir: {directory} is a file. Give a folder.")
     if directory.is_dir() and training.overwrite_output_dir:

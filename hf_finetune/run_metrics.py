@@ -53,7 +53,7 @@ def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from
     validation = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history if entry["step"] > resumed_from_step)
     total, steps = output.metrics["train_runtime"], trainer.state.global_step - resumed_from_step
     images = train_images * trainer.state.epoch * steps / max(trainer.state.global_step, 1)
-    parameters = list(trainer.model.parameters())
+    parameters = list(trainer.accelerator.unwrap_model(trainer.model).parameters())
     return {
         "runtime_s": total,
         "validation_s": validation,

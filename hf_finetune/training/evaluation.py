@@ -81,7 +81,7 @@ def evaluate_classifier(
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    loader = DataLoader(dataset.with_transform(EvalTransform(processor)), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
+    loader = DataLoader(dataset.with_transform(EvalTransform(processor)), batch_size=batch_size, collate_fn=collate)
     logits = [model(pixel_values=batch["pixel_values"].to(device)).logits.float().cpu() for batch in loader]
     model.train(training)
     return evaluation_of(torch.cat(logits).softmax(-1).numpy(), dataset, split)

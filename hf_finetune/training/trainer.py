@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -38,7 +38,8 @@ def selection_metrics(label_names: list[str]) -> Callable[[EvalPrediction], dict
     """Return a `compute_metrics` that gives the scalar metrics of `hf_finetune.reporting.metrics` for selection on validation."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        metrics = classification_metrics(softmax(prediction.predictions), prediction.label_ids, label_names)
+        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        metrics = classification_metrics(softmax(logits), labels, label_names)
         return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
     return compute
@@ -99,12 +100,12 @@ class FinetuneTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer over `parameter_groups`; the class and its options are the Trainer's own choice (`--optim`)."""
         if self.optimizer is None:
-            target = self.model if model is None else model
+            target = cast(PreTrainedModel, self.model if model is None else model)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, target)
             groups = parameter_groups(
                 target,
                 learning_rate=options.pop("lr"),
-                head_learning_rate=self.args.head_learning_rate,
+                head_learning_rate=cast(FinetuneArguments, self.args).head_learning_rate,
                 weight_decay=self.args.weight_decay,
             )
             self.optimizer = optimizer_class(groups, **options)
@@ -112,8 +113,8 @@ class FinetuneTrainer(Trainer):
 
     def predict_split(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the probabilities [N, C] float32 of the model in evaluation mode for the rows of `dataset`, in their order."""
-        output = self.predict(dataset.with_transform(self.eval_transform))  # type: ignore[arg-type]
-        return softmax(output.predictions)
+        output = self.predict(dataset.with_transform(self.eval_transform))
+        return softmax(np.asarray(output.predictions))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
