@@ -65,17 +65,26 @@ def endpoint() -> str:
 
 
 def can_connect(address: str, timeout: float = CONNECT_TIMEOUT) -> bool:
-    """Return whether the host of `address`, or the proxy on the way to it, accepts a connection within `timeout` seconds."""
-    parts = urlsplit(address)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    """Return whether the host of `address`, or the proxy on the way to it, accepts a connection within `timeout` seconds.
+
+    Raises:
+        HubError: If `address`, which comes from `HF_ENDPOINT`, or that of the proxy is none.
+    """
+    way, scheme = _host_and_port(address), address.partition("://")[0]
+    if way is None or scheme not in ("http", "https"):
+        raise HubError(f"HF_ENDPOINT is {address!r}; it must be an address such as https://huggingface.co.")
+    proxy = urllib.request.getproxies().get(scheme)
+    if proxy and not urllib.request.proxy_bypass(way[0]):
+        way = _host_and_port(proxy if "://" in proxy else f"http://{proxy}")
+    if way is None:
+        # not repeated, since it may hold a password
+        raise HubError(f"The proxy in {scheme}_proxy has no usable address; it must be one such as http://proxy.example:8080.")
+    host_and_port = way
     connected = threading.Event()
 
     def connect() -> None:
         try:
-            with socket.create_connection((parts.hostname or "", port), timeout=timeout):
+            with socket.create_connection(host_and_port, timeout=timeout):
                 connected.set()
         except OSError:
             pass
@@ -85,6 +94,19 @@ def can_connect(address: str, timeout: float = CONNECT_TIMEOUT) -> bool:
     thread.start()
     thread.join(timeout)
     return connected.is_set()
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        # a port that is no number or too large, or a bracket that is left open
+        return None
+    usual = {"http": 80, "https": 443, "socks4": 1080, "socks5": 1080, "socks5h": 1080}
+    if parts.scheme not in usual or not parts.hostname or port == 0:
+        return None
+    return parts.hostname, port or usual[parts.scheme]
 
 
 def is_cached(repo_id: str, kind: str) -> bool:

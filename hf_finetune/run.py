@@ -28,8 +28,8 @@ from hf_finetune.reporting.intervals import wilson_interval
 from hf_finetune.reporting.model_card import write_card
 from hf_finetune.reporting.report import build_report
 from hf_finetune.reporting.wording import write_atomically
-from hf_finetune.run_directory import prepare_directory, resume_checkpoint
-from hf_finetune.run_metrics import describe_run, training_figures
+from hf_finetune.run_directory import check_directory, claim_directory, resume_checkpoint
+from hf_finetune.run_metrics import describe_run, model_facts, training_figures
 from hf_finetune.training.callbacks import StopOnSignal
 from hf_finetune.training.evaluation import Evaluation, evaluation_of
 from hf_finetune.training.trainer import FinetuneTrainer
@@ -81,34 +81,27 @@ def finetune(arguments: Arguments) -> Run:
             says what to do.
         Interrupted: Ctrl-C or SIGTERM came during the training.
     """
-    data, training = arguments.data, arguments.training
-    notices: list[str] = []
+    training, notices = arguments.training, list[str]()
     if training.push_to_hub:
         check_repo_id(str(training.hub_model_id))
     checkpoint = resume_checkpoint(arguments)
-    if training.should_save:
-        prepare_directory(arguments)
+    check_directory(arguments)
     token, push = take_push_settings(arguments)
     set_seed(training.seed)
 
     dataset = load_splits(arguments, notices)
-    model, processor = load_classifier(
-        arguments.model.model,
-        dataset["train"].features["label"].names,
-        image_size=arguments.model.image_size,
-        revision=arguments.model.model_revision,
-        notices=notices,
-    )
-    stop = StopOnSignal()
+    model, processor = load_model(arguments.model, dataset, notices)
+    facts, stop = model_facts(arguments.model), StopOnSignal()
     trainer = FinetuneTrainer(
         adapt(model, arguments.model),
         training,
         dataset["train"],
         dataset["validation"],
         processor,
-        augmentation=data.augmentation,
+        augmentation=arguments.data.augmentation,
         callbacks=[stop],
     )
+    claim_directory(arguments)  # only now that everything that could be wrong with the input has been looked at
     figures = train(trainer, checkpoint, len(dataset["train"]), notices)
     if stop.received is not None:
         raise Interrupted(
@@ -116,13 +109,12 @@ def finetune(arguments: Arguments) -> Run:
             "Go on with the same command and --resume_from_checkpoint last."
         )
     scores = {split: evaluation_of(trainer.predict_split(dataset[split]), dataset[split], split) for split in ("validation", "test")}
-    metrics = describe_run(arguments, dataset, trainer, figures, scores, notices)
-    directory = Path(str(training.output_dir))
+    metrics = describe_run(arguments, dataset, facts, trainer, figures, scores, notices)
+    directory, url = Path(str(training.output_dir)), None
     if training.should_save:
         model = save_run(directory, trainer, processor, scores, metrics, dataset)
-    url = None
-    if push and training.should_save:
-        url = push_run(directory, str(training.hub_model_id), private=bool(training.hub_private_repo), token=token)
+        if push:
+            url = push_run(directory, str(training.hub_model_id), private=bool(training.hub_private_repo), token=token)
     return Run(directory, metrics, model, processor, dataset, url)
 
 
@@ -153,6 +145,17 @@ def load_splits(arguments: Arguments, notices: list[str]) -> DatasetDict:
             seed=training.seed if training.data_seed is None else training.data_seed,
             notices=notices,
         )
+
+
+def load_model(arguments: ModelArguments, dataset: DatasetDict, notices: list[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Return the checkpoint that `arguments` name, with a head for the labels of `dataset`, and its image processor."""
+    return load_classifier(
+        arguments.model,
+        dataset["train"].features["label"].names,
+        image_size=arguments.image_size,
+        revision=arguments.model_revision,
+        notices=notices,
+    )
 
 
 def adapt(model: PreTrainedModel, arguments: ModelArguments) -> torch.nn.Module:

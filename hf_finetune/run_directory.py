@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -63,23 +64,38 @@ def resume_checkpoint(arguments: Arguments) -> Path | None:
     return checkpoint
 
 
-def prepare_directory(arguments: Arguments) -> None:
-    """Claim the output folder and write the resolved `config.yaml` into it; called on the first process only.
+def check_directory(arguments: Arguments) -> None:
+    """Look whether the output folder can be used, and change nothing.
+
+    A folder with nothing but a `config.yaml` is free: its run ended before the first checkpoint.
 
     Raises:
-        ConfigError: The folder holds something, and neither resuming nor overwriting was asked for.
+        ConfigError: It holds something and neither resuming nor overwriting was asked for, it is a file, or it cannot be written to.
     """
     training = arguments.training
     directory = Path(str(training.output_dir))
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"--output_dir: {directory} is a file. Give a folder.")
-    if directory.is_dir() and training.overwrite_output_dir:
-        _remove_run(directory)
-    elif directory.is_dir() and training.resume_from_checkpoint is None and (found := sorted(p.name for p in directory.iterdir())):
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"--output_dir: {existing} is a file. Give a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir: {existing} cannot be written to. Give another folder, or change its permissions.")
+    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    wanted = training.overwrite_output_dir or training.resume_from_checkpoint is not None
+    if not wanted and found not in ([], ["config.yaml"]):
         raise ConfigError(
             f"--output_dir: {directory} is in use (it holds {listed(found, 4)}). Go on with --resume_from_checkpoint last, start anew with "
             "--overwrite_output_dir, or give another folder."
         )
+
+
+def claim_directory(arguments: Arguments) -> None:
+    """On the first process, remove an earlier run where overwriting was asked for, and write the resolved `config.yaml`."""
+    training = arguments.training
+    if not training.should_save:
+        return
+    directory = Path(str(training.output_dir))
+    if training.overwrite_output_dir:
+        _remove_run(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_config(arguments, directory / "config.yaml")
 

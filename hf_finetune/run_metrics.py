@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from transformers.trainer_utils import TrainOutput
 
 from hf_finetune.arguments import Arguments, ModelArguments
@@ -93,25 +94,31 @@ def model_facts(arguments: ModelArguments) -> dict[str, Any]:
 
 
 def model_license(name: str) -> str | None:
-    """Return the license that the checkpoint's own model card states, or None where there is no card or it states none."""
+    """Return the license that the checkpoint's own model card states, or None where it cannot be read or states none.
+
+    For a checkpoint of the Hub this asks the Hub, so it belongs right after loading the checkpoint, when the Hub has just answered.
+    """
     if name in embedded_names():
         return "apache-2.0"
-    try:
-        card = ModelCard.load(os.path.join(name, "README.md") if os.path.isdir(name) else name)
-    except (OSError, ValueError, EntryNotFoundError):
+    local = Path(name) / "README.md"
+    if os.path.isdir(name) and not local.is_file():
         return None
-    return card.data.license
+    try:
+        return ModelCard.load(local if os.path.isdir(name) else name).data.license
+    except (OSError, ValueError, yaml.YAMLError, HfHubHTTPError):
+        return None
 
 
 def describe_run(
     arguments: Arguments,
     dataset: DatasetDict,
+    model: dict[str, Any],
     trainer: FinetuneTrainer,
     training: dict[str, Any],
     scores: dict[str, Evaluation],
     notices: list[str],
 ) -> dict[str, Any]:
-    """Return the contents of `metrics.json` for a finished run."""
+    """Return the contents of `metrics.json` for a finished run; `model` is from `model_facts`, `training` from `training_figures`."""
     label = dataset["train"].features["label"]
     return {
         "test": scores["test"].metrics,
@@ -124,7 +131,7 @@ def describe_run(
             "label_names": label.names,
             "splits": {split: len(rows) for split, rows in dataset.items()},
         },
-        "model": model_facts(arguments.model),
+        "model": model,
         "notices": notices,
     }
 

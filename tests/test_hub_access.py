@@ -160,8 +160,29 @@ def test_a_gated_repository(hub: str, repo_id: str, kind: str, page: str) -> Non
 def test_a_proxy_is_the_way_to_the_hub(hub: str, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", hub)
     assert can_connect("https://no-such-host.invalid")
+    monkeypatch.setenv("https_proxy", hub.replace("http:", "socks5:"))
+    assert can_connect("https://no-such-host.invalid")
     monkeypatch.setenv("https_proxy", closed)
     assert not can_connect("https://no-such-host.invalid")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://h:port", "http://hub:99999", "http://hub:0", "huggingface.co", "ftp://huggingface.co", "http:", "http://[::1"]
+)
+def test_an_endpoint_that_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    for kind in ("model", "dataset"):
+        with pytest.raises(HubError) as error:
+            require_hub("org/open", kind)
+        assert str(error.value) == f"HF_ENDPOINT is {address!r}; it must be an address such as https://huggingface.co."
+
+
+@pytest.mark.parametrize("address", ["http://ann:secret@proxy:port", "ann:secret@proxy:99999", "socks5://ann:secret@:1080"])
+def test_a_proxy_that_is_no_address_is_not_repeated(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", address)
+    with pytest.raises(HubError) as error:
+        can_connect("https://no-such-host.invalid")
+    assert str(error.value) == "The proxy in https_proxy has no usable address; it must be one such as http://proxy.example:8080."
 
 
 def test_a_name_look_up_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

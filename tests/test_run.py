@@ -16,8 +16,9 @@ import torch
 from transformers import pipeline
 
 from hf_finetune.arguments import make_arguments, parse_arguments
-from hf_finetune.errors import ConfigError, HubError, Interrupted
+from hf_finetune.errors import ConfigError, FinetuneError, HubError, Interrupted
 from hf_finetune.run import Run, finetune
+from hf_finetune.run_directory import check_directory, claim_directory, last_checkpoint
 from hf_finetune.training.callbacks import ReadableLog
 from tests.coloured import NAMES
 
@@ -224,3 +225,46 @@ def test_two_processes_are_one(adapter: str, photo_folder: Path, checkpoint_of: 
     one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("wrong", [{"dataset": "drawn_pest"}, {"model": "tiny_vat"}, {"lora_targets": "nothing.like.this"}])
+def test_bad_input_leaves_an_earlier_run_and_an_empty_folder_as_they_were(
+    wrong: dict[str, str], photo_folder: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path
+):
+    earlier = tmp_path / "earlier"
+    (earlier / "model").mkdir(parents=True)
+    (earlier / "metrics.json").write_text("{}")
+    settings = {**SETTINGS, "dataset": str(photo_folder), "model": str(checkpoint_of("vit")), **wrong}
+    with pytest.raises(FinetuneError):
+        finetune(make_arguments(**settings, output_dir=str(earlier), overwrite_output_dir=True))
+    assert sorted(path.name for path in earlier.iterdir()) == ["metrics.json", "model"]
+    with pytest.raises(FinetuneError):
+        finetune(make_arguments(**settings, output_dir=str(tmp_path / "new")))
+    assert not (tmp_path / "new" / "config.yaml").exists()
+
+
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path):
+    directory = tmp_path / "run"
+    (directory / "checkpoint-5").mkdir(parents=True)
+    for name in ("metrics.json", "report.html", "notes.txt"):
+        (directory / name).write_text("earlier")
+    arguments = make_arguments(dataset="digits", model="tiny_vit", output_dir=str(directory), overwrite_output_dir=True, use_cpu=True)
+    check_directory(arguments)
+    claim_directory(arguments)
+    assert sorted(path.name for path in directory.iterdir()) == ["config.yaml", "notes.txt"]
+
+
+def test_an_output_folder_below_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError) as error:
+        check_directory(make_arguments(output_dir=str(tmp_path / "file" / "run"), use_cpu=True))
+    assert str(error.value) == f"--output_dir: {tmp_path / 'file'} is a file. Give a folder."
+
+
+def test_last_is_the_newest_checkpoint_that_was_written_to_its_end(tmp_path: Path):
+    for step, state in ((3, "{}"), (12, "{}"), (20, "{ cut sho"), (25, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+    assert last_checkpoint(tmp_path / "nothing") is None

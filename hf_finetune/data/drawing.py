@@ -129,10 +129,11 @@ def rough_edge(rng: np.random.Generator, amount: float) -> Array:
 def background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Return a supersampled backdrop for an image of `width` × `height` pixels: plain, floor and wall, blotches, strokes or blinds."""
     size = (width * SUPERSAMPLE, height * SUPERSAMPLE)
-    first, second = random_colour(rng), random_colour(rng)
+    first = random_colour(rng)
+    second = mix(first, random_colour(rng), 0.6)
     image = Image.new("RGB", size, first)
     draw = ImageDraw.Draw(image)
-    kind = rng.integers(5)
+    kind = rng.integers(7)
     if kind == 1:
         horizon = size[1] * rng.uniform(0.3, 0.8)
         draw.polygon([0, horizon, size[0], horizon + rng.uniform(-12, 12), size[0], size[1], 0, size[1]], fill=second)
@@ -164,7 +165,7 @@ def occlude(rng: np.random.Generator, image: Image.Image, chance: float) -> None
         draw.ellipse([x - across, y - down, x + across, y + down], fill=colour)
 
 
-def develop(rng: np.random.Generator, image: Image.Image, light: float = 0.3, noise: float = 7.0) -> Image.Image:
+def develop(rng: np.random.Generator, image: Image.Image, light: float = 0.25, noise: float = 6.0) -> Image.Image:
     """Return the photograph of a supersampled canvas: reduced, lit from one side, tinted, sometimes blurred, with sensor noise.
 
     Args:

@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from hf_finetune.data.drawing import image_rng, png
 from hf_finetune.data.drawn_flowers import FLOWERS, draw_flower
 from hf_finetune.data.drawn_pets import BREEDS, draw_pet
-from hf_finetune.data.drawn_shapes import FACTORS, SHAPE_NAMES, draw_shape, shape_factors
+from hf_finetune.data.drawn_shapes import FACTORS, SHAPE_NAMES, SHAPES, draw_shape
 from hf_finetune.errors import DataError
 
 SPECIES = ("cat", "dog")
@@ -65,7 +65,7 @@ def drawn_flowers(seed: int = 0, n_train: int = 10, n_validation: int = 10, n_te
 
 
 def drawn_shapes(seed: int = 0, n_train: int = 100, n_test: int = 10) -> DatasetDict:
-    """Draw abstract figures, 16 outlines × 8 textures, for pretraining: none of them is a pet, a flower or a digit.
+    """Draw abstract figures, 240 mixtures of outline, texture, colours, parts and marks, for pretraining; no pet, flower or digit.
 
     Args:
         seed: Seed of the whole set, not negative.
@@ -73,7 +73,7 @@ def drawn_shapes(seed: int = 0, n_train: int = 100, n_test: int = 10) -> Dataset
         n_test: Test images a class, at least 1.
 
     Returns:
-        Splits `train` and `test` with the columns `image` (RGB, 44 to 80 pixels a side), `label` (128 classes), `image_id` and one
+        Splits `train` and `test` with the columns `image` (RGB, 44 to 80 pixels a side), `label` (240 classes), `image_id` and one
         `ClassLabel` column for each entry of `drawn_shapes.FACTORS`.
 
     Raises:
@@ -125,14 +125,7 @@ def _flowers(seed: int, split: str, count: int) -> Dataset:
 
 
 def _shapes(seed: int, split: str, count: int) -> Dataset:
-    chosen: dict[str, list[int]] = {name: [] for name in FACTORS}
-
-    def draw(rng: np.random.Generator, label: int) -> PillowImage.Image:
-        factors = shape_factors(rng, label)
-        for name, index in factors.items():
-            chosen[name].append(index)
-        return draw_shape(rng, factors)
-
-    columns = _rows("drawn_shapes", seed, split, count, len(SHAPE_NAMES), draw)
+    columns = _rows("drawn_shapes", seed, split, count, len(SHAPES), lambda rng, label: draw_shape(rng, SHAPES[label]))
+    columns |= {name: [SHAPES[label][name] for label in columns["label"]] for name in FACTORS}
     more = {name: ClassLabel(names=list(values)) for name, values in FACTORS.items()}
-    return Dataset.from_dict({**columns, **chosen}, features=_features(list(SHAPE_NAMES), **more))
+    return Dataset.from_dict(columns, features=_features(list(SHAPE_NAMES), **more))

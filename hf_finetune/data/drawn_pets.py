@@ -351,5 +351,5 @@ def draw_pet(rng: np.random.Generator, breed: Breed) -> Image.Image:
         _whole(pen.at(-0.1, 0.15), rng, animal)
     else:
         _portrait(pen.at(0, 0.05), rng, animal)
-    occlude(rng, canvas, 0.25)
+    occlude(rng, canvas, 0.15)
     return develop(rng, canvas)

@@ -220,16 +220,24 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "parts": PARTS,
     "marks": MARKS,
 }
-SHAPE_NAMES = tuple(f"{texture} {outline}" for outline in OUTLINES for texture in TEXTURES)
+KINDS = 240
 
 
-def shape_factors(rng: np.random.Generator, label: int) -> dict[str, int]:
-    """Return what a figure of class `label` looks like: an index into each entry of `FACTORS`, outline and texture given by the class."""
-    factors = {name: int(rng.integers(len(names))) for name, names in FACTORS.items()}
-    factors["outline"], factors["texture"] = divmod(label, len(TEXTURES))
-    if factors["second"] == factors["colour"]:
-        factors["second"] = (factors["second"] + 1 + int(rng.integers(len(COLOURS) - 1))) % len(COLOURS)
-    return factors
+def _kinds() -> tuple[dict[str, int], ...]:
+    """Return the factors of every class: all different, each value of a factor about as frequent as its others, two colours apart."""
+    rng = np.random.default_rng(0)
+    columns = {name: rng.permutation(np.resize(np.arange(len(names)), KINDS)) for name, names in FACTORS.items()}
+    columns["second"] = (columns["colour"] + 1 + rng.integers(0, len(COLOURS) - 1, KINDS)) % len(COLOURS)
+    return tuple({name: int(column[kind]) for name, column in columns.items()} for kind in range(KINDS))
+
+
+SHAPES = _kinds()
+SHAPE_NAMES = tuple(
+    "{outline}, {colour}, {texture} of {second}, {edge}, parts {parts}, marks {marks}".format(
+        **{name: FACTORS[name][index] for name, index in kind.items()}
+    )
+    for kind in SHAPES
+)
 
 
 def draw_shape(rng: np.random.Generator, factors: dict[str, int]) -> Image.Image:

@@ -66,7 +66,7 @@ def load_classifier(
     if image_size is not None and image_size < 1:
         raise ModelError(f"image_size is {image_size}; it must be at least 1 pixel.")
     source = resolve_source(name, revision)
-    with _quiet():
+    with quiet():
         config = _read_config(source)
         saved_labels = _saved_labels(config)
         _set_labels(config, labels)
@@ -99,7 +99,7 @@ def save_classifier(model: PreTrainedModel, processor: BaseImageProcessor, direc
         raise ModelError(f"A {type(model).__name__} cannot be saved as a classifier; merge its adapter first with merge_lora(model).")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with quiet():
         if isinstance(processor, TimmWrapperImageProcessor):
             spec = {key: list(value) if isinstance(value, tuple) else value for key, value in processor.data_config.items()}
             model.config.pretrained_cfg = {**(getattr(model.config, "pretrained_cfg", None) or {}), **spec}
@@ -239,7 +239,7 @@ def _tell(notice: str, notices: list[str] | None) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the load report and the progress bars of transformers: what matters of them is checked here, and told as an error."""
     verbosity, bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

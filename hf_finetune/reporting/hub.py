@@ -12,7 +12,6 @@ import logging
 import re
 import shlex
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import DeviceCodeError, HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled, OIDCError
@@ -20,13 +19,16 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_finetune.errors import ConfigError, HubError
 from hf_finetune.hub_access import can_connect, endpoint
+from hf_finetune.reporting.finished_run import run_folder
 from hf_finetune.reporting.hub_files import TEXT_SUFFIXES, commit_operations, published_files
 from hf_finetune.reporting.hub_session import GaveUp, brief_session
-from hf_finetune.reporting.run_files import REPOSITORY, run_folder
+from hf_finetune.reporting.model_card import REPOSITORY, write_card
+from hf_finetune.reporting.wording import one_line
 
 logger = logging.getLogger(__name__)
 
 _REACH_SECONDS = 4.0
+_QUOTED_LETTERS = 300  # of what the Hub says
 _OFFLINE = "This process works offline (HF_HUB_OFFLINE is set, or the Hub could not be reached at its start), so nothing was sent."
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token with write access (https://huggingface.co/settings/tokens)."
 # what a push can end in: refusals, broken connections (HTTPError, OSError), answers that are no JSON or lack a field, failed uploads
@@ -49,15 +51,13 @@ def push_run(directory: str | Path, repo_id: str, *, private: bool = False, toke
         The address of the repository.
 
     Raises:
-        ConfigError: `repo_id` is malformed, or `directory` is no finished run; nothing was sent.
+        ConfigError: `repo_id` is malformed; nothing was sent.
+        DataError: `directory` is no finished run; nothing was sent.
         HubError: No token, no connection, or the Hub refused or failed. The message ends in the command that tries again.
     """
     check_repo_id(repo_id)
     folder = run_folder(directory)
     if not (folder / "README.md").is_file():
-        # only here, because it takes seconds to import
-        from hf_finetune.reporting.model_card import write_card
-
         write_card(folder)
     files = published_files(folder)
     retry = retry_command(folder, repo_id, private)
@@ -112,15 +112,18 @@ class _Push:
         """Find the token and see that the Hub can be reached, in seconds.
 
         Raises:
-            HubError: No usable token, offline mode, or no connection.
+            HubError: No usable token, offline mode, no address of a Hub, or no connection.
         """
-        if not _is_address(self.endpoint):
-            raise self.failed(f"HF_ENDPOINT is {self.endpoint!r}; it must be an address such as https://huggingface.co.")
         if constants.is_offline_mode():
             raise self.failed(_OFFLINE)
         self.token = self.find_token(token)
-        if not can_connect(self.endpoint, _REACH_SECONDS):
-            raise self.failed(f"The Hub at {self.endpoint} cannot be reached. Check the network connection, and HF_ENDPOINT if it is set.")
+        trouble = f"The Hub at {self.endpoint} cannot be reached. Check the network connection, and HF_ENDPOINT if it is set."
+        try:
+            if can_connect(self.endpoint, _REACH_SECONDS):
+                return
+        except HubError as error:
+            trouble = str(error)
+        raise self.failed(trouble)
 
     def find_token(self, token: str | None) -> str:
         """Return the token that was given, or that of this machine.
@@ -205,7 +208,7 @@ class _Push:
         if isinstance(error, json.JSONDecodeError | KeyError):
             return f"What answers at {self.endpoint} while {step} is not the Hub, perhaps a login page. Check HF_ENDPOINT and the network."
         if isinstance(error, ValueError):
-            return f"The Hub refused the contents while {step}: {_one_line(str(error))}"
+            return f"The Hub refused the contents while {step}: {one_line(error, _QUOTED_LETTERS)}"
         if isinstance(error, OSError) and error.filename:
             return f"{error.filename} cannot be read ({error.strerror})."
         how = error if isinstance(error, GaveUp) else type(error).__name__
@@ -213,7 +216,7 @@ class _Push:
 
     def explain_status(self, status: int, step: str, message: str) -> str:
         """Say what an HTTP status means for a push."""
-        said = f" The Hub says: {_one_line(message)}" if message.strip() else ""
+        said = f" The Hub says: {one_line(message, _QUOTED_LETTERS)}" if message.strip() else ""
         meaning = {
             401: f"The Hub did not accept the token while {step} (401).{said} {_LOG_IN}",
             403: f"The token may not write to {self.repo_id!r} (403 while {step}).{said} Use another token or name.",
@@ -234,17 +237,3 @@ def _with_name(files: dict[str, Path | bytes], name: str) -> dict[str, Path | by
     card = files["README.md"]
     text = (card if isinstance(card, bytes) else card.read_bytes()).decode("utf-8")
     return {**files, "README.md": text.replace(REPOSITORY, name).encode()}
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        # a port that is no number, or too large
-        return False
-
-
-def _one_line(text: str, limit: int = 300) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[:limit]} …"

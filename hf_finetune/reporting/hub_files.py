@@ -2,11 +2,12 @@
 
 The contents of `model/` lie at the root of the repository, so that `from_pretrained(ID)` and `pipeline(model=ID)` find them. Weights are
 safetensors only. Left on disk: checkpoints, optimizer states, pickles, and `predictions.parquet`, whose image ids may be names of private
-files. Local paths are cut to their last part in every text file.
+files. Local paths are cut to their last part in every text file, and an adapter names its base model only where that is on the Hub.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-from hf_finetune.errors import ConfigError
-from hf_finetune.reporting.local_paths import is_local_path, known_paths, last_part, without_local_paths
-from hf_finetune.reporting.run_files import read_config, read_json, read_metrics, run_folder
+from hf_finetune.reporting.finished_run import read_config, read_json, read_metrics, require_file, run_folder
+from hf_finetune.reporting.local_paths import is_credential, is_local_path, known_paths, last_part, without_local_paths
 
 logger = logging.getLogger(__name__)
 
 _REPORT_FILES = ("README.md", "report.md", "report.html", "metrics.json", "config.yaml")
+_ADAPTER_CONFIG = "adapter/adapter_config.json"
 _CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".txt")
 TEXT_SUFFIXES = (".json", ".md", ".html", ".yaml", ".txt")
 # of another push of the same repository: what this push does not send must not stay beside it
@@ -34,14 +35,14 @@ def published_files(directory: str | Path) -> dict[str, Path | bytes]:
         directory: The `--output_dir` of a finished run.
 
     Raises:
-        ConfigError: The folder is no finished run; the message names the missing file.
+        DataError: The folder is no finished run; the message names the missing file.
     """
     folder = run_folder(directory)
     metrics, config = read_metrics(folder), read_config(folder)
-    if not (folder / "model" / "config.json").is_file():
-        raise ConfigError(f"{str(folder)!r} is not a finished run: model/config.json is missing. Run the training to its end.")
-    if not list((folder / "model").glob("*.safetensors")):
-        raise ConfigError(f"{str(folder)!r} is not a finished run: model/model.safetensors is missing. Run the training to its end.")
+    require_file(folder, "model/config.json")
+    if not any((folder / "model").glob("*.safetensors")):
+        # a large model lies in numbered pieces, of which one is found above
+        require_file(folder, "model/model.safetensors")
     found = _checkpoint(folder / "model", "") | _checkpoint(folder / "adapter", "adapter/")
     found |= {f"plots/{path.name}": path for path in sorted((folder / "plots").glob("*.png"))}
     for name in _REPORT_FILES:
@@ -50,9 +51,11 @@ def published_files(directory: str | Path) -> dict[str, Path | bytes]:
         else:
             logger.warning("%s has no %s; it is not pushed.", folder, name)
     paths = known_paths(config, metrics, _recorded_names(found))
-    return {name: _without_paths(path, paths) if path.suffix in TEXT_SUFFIXES else path for name, path in found.items()} | {
-        "config.yaml": yaml.safe_dump(_published_config(config, paths), sort_keys=False, allow_unicode=True).encode()
-    }
+    published = {name: _without_paths(path, paths) if path.suffix in TEXT_SUFFIXES else path for name, path in found.items()}
+    published["config.yaml"] = yaml.safe_dump(_published_config(config, paths), sort_keys=False, allow_unicode=True).encode()
+    if _ADAPTER_CONFIG in found:
+        published[_ADAPTER_CONFIG] = _published_adapter(found[_ADAPTER_CONFIG], metrics["model"].get("base_model"))
+    return published
 
 
 def commit_operations(files: dict[str, Path | bytes], already_there: list[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
@@ -95,8 +98,13 @@ def _without_paths(path: Path, paths: list[str]) -> Path | bytes:
 
 
 def _published_config(config: dict[str, Any], paths: list[str]) -> dict[str, Any]:
-    """Drop tokens, and cut paths to their last part; the rest can be run again with `--config`."""
-    return {key: _published_value(value, paths) for key, value in config.items() if not key.endswith("token")}
+    """Drop credentials, and cut paths to their last part; the rest can be run again with `--config`."""
+    return {key: _published_value(value, paths) for key, value in config.items() if not is_credential(key)}
+
+
+def _published_adapter(path: Path, base_model: str | None) -> bytes:
+    """Return `adapter_config.json` with the Hub id of its base model or none: PEFT would take the name of a folder for a Hub id."""
+    return json.dumps(read_json(path) | {"base_model_name_or_path": base_model}, indent=2).encode()
 
 
 def _published_value(value: Any, paths: list[str]) -> Any:

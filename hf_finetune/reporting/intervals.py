@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from hf_finetune.errors import DataError
-from hf_finetune.reporting.metrics import IntArray
+
+if TYPE_CHECKING:
+    from hf_finetune.reporting.metrics import IntArray
 
 
 class Interval(NamedTuple):

@@ -1,22 +1,32 @@
-"""Where on this machine a run read and wrote is nobody's business once it is published.
+"""Where on this machine a run read and wrote, and with which credentials, is nobody's business once it is published.
 
 Only the last part of a path (`oxford-iiit-pet` of `/home/ann/data/oxford-iiit-pet`) helps a reader; the rest names a person or a machine.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from markupsafe import escape
+
+from hf_finetune.reporting.markdown import markdown_text
+from hf_finetune.reporting.wording import one_line
 
 _WHOLE_PATH = re.compile(r"/|~[^/\s]*/|\.{1,2}/|[A-Za-z]:[\\/]|\\\\")
 # an absolute path inside a sentence: after a blank, a quote or a bracket, so that URLs and fractions such as `and/or` are left alone
 _PATH_IN_TEXT = re.compile(r"""(?<![\w./:+=~-])(?:~?/[^\s/'"`<>|,;()]+/|~/|[A-Za-z]:[\\/])[^\s'"`<>|,;()]*""")
 # settings that hold a path even where it looks like a Hub id (`runs/demo`)
 _PATH_SETTINGS = ("output_dir", "run_name", "config", "resume_from_checkpoint", "logging_dir")
+
+
+def is_credential(setting: str) -> bool:
+    """Tell by its name whether a setting may hold a credential, such as `hub_token`."""
+    return str(setting).endswith(("token", "password", "secret"))
 
 
 def is_local_path(value: str) -> bool:
@@ -67,12 +77,36 @@ def known_paths(config: Mapping[str, Any], metrics: Mapping[str, Any], others: I
 def without_local_paths(text: str, paths: Iterable[str] = ()) -> str:
     """Replace each of `paths` in `text` by its last part, and this user's home folder by `~`.
 
-    Each path is looked for as it stands, as JSON escapes it and as HTML escapes it.
+    Each path is looked for in every spelling that the files of a run use: as it stands, on one line, in JSON, in the HTML of a template
+    and in Markdown; what replaces it is spelled likewise.
     """
     for path in paths:
-        name = last_part(path)
-        for spelling in dict.fromkeys((path, json.dumps(path)[1:-1], html.escape(path))):
-            # not inside a longer path or a word; what follows a folder (`/cat/1.jpg`) stays
-            text = re.sub(rf"(?<![\w./+=~-]){re.escape(spelling)}(?![\w-])", name.replace("\\", r"\\"), text)
+        # not inside a longer path or a word; what follows a folder (`/cat/1.jpg`) stays
+        text = _replaced(text, path, last_part(path), r"(?![\w-])")
     home = str(Path.home())
-    return re.sub(rf"(?<![\w./+=~-]){re.escape(home)}(?=[/\\]|[^\w-]|$)", "~", text) if len(home) > 1 else text
+    return _replaced(text, home, "~", r"(?=[/\\]|[^\w-]|$)") if len(home) > 1 else text
+
+
+def _replaced(text: str, path: str, name: str, end: str) -> str:
+    for pattern, replacement in {spell(path): spell(name) for spell in reversed(_SPELLINGS)}.items():
+        text = re.sub(rf"(?<![\w./+=~-]){re.escape(pattern)}{end}", replacement.replace("\\", r"\\"), text)
+    return text
+
+
+def _in_json(text: str, ensure_ascii: bool) -> str:
+    return json.dumps(text, ensure_ascii=ensure_ascii)[1:-1]
+
+
+def _in_html(text: str) -> str:
+    return str(escape(one_line(text)))
+
+
+# the one that changes least comes last, and wins where two spell a path alike
+_SPELLINGS: tuple[Callable[[str], str], ...] = (
+    str,
+    one_line,
+    partial(_in_json, ensure_ascii=False),
+    partial(_in_json, ensure_ascii=True),
+    _in_html,
+    markdown_text,
+)

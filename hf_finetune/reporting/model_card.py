@@ -6,37 +6,25 @@ What is unknown is left out: a licence or a base model is named only where the r
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_finetune.reporting.finished_run import read_config, read_metrics, run_folder
+from hf_finetune.reporting.headlines import MAIN_SETTINGS, headlines
 from hf_finetune.reporting.intervals import wilson_interval
 from hf_finetune.reporting.local_paths import known_paths, published_name, without_local_paths
-from hf_finetune.reporting.run_files import REPOSITORY, read_config, read_metrics, run_folder
+from hf_finetune.reporting.markdown import markdown_table, markdown_text
+from hf_finetune.reporting.wording import one_line, setting, write_atomically
 
+# stands in the snippets until a push knows the repository
+REPOSITORY = "USER/REPOSITORY"
 # classes shown in full; of more, the best and worst halves
 MAX_CLASSES = 40
 
-# key in metrics.json, name in the card, metric id in the model-index, whether more is better
-_HEADLINE = (
-    ("accuracy", "Accuracy", "accuracy"),
-    ("macro_f1", "Macro F1", "f1"),
-    ("top5_accuracy", "Top-5 accuracy", "top_5_accuracy"),
-    ("balanced_accuracy", "Balanced accuracy", "balanced_accuracy"),
-    ("ece", "Expected calibration error", "expected_calibration_error"),
-)
-_SETTINGS = (
-    *("model", "model_revision", "image_size", "freeze", "adapter"),
-    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_layers", "lora_dora", "lora_rslora"),
-    *("dataset", "label_column", "validation_fraction", "test_fraction", "max_train_samples", "max_eval_samples", "augmentation"),
-    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "learning_rate"),
-    *("head_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "label_smoothing_factor", "max_grad_norm"),
-    *("bf16", "fp16", "metric_for_best_model", "seed", "data_seed"),
-)
 # values that say "not used": a table of them would bury the settings that matter
 _UNUSED: Mapping[str, tuple[Any, ...]] = {"max_steps": (-1,), "label_smoothing_factor": (0,), "gradient_accumulation_steps": (1,)}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -52,13 +40,13 @@ def build_card(directory: str | Path) -> ModelCard:
         The card; `str(card)` is the text of `README.md`. The snippets name the repository `REPOSITORY`, which `push_run` fills in.
 
     Raises:
-        ConfigError: The folder is no finished run; the message names the file.
+        DataError: The folder is no finished run; the message names the file.
     """
     folder = run_folder(directory)
     metrics, config = read_metrics(folder), read_config(folder)
     metadata = f"---\n{_metadata(metrics).to_yaml()}\n---\n"
     paths = known_paths(config, metrics)
-    metrics["notices"] = [without_local_paths(str(notice), paths) for notice in metrics.get("notices", ())]
+    metrics["notices"] = [without_local_paths(notice, paths) for notice in metrics["notices"]]
     config = {key: without_local_paths(value, paths) if isinstance(value, str) else value for key, value in config.items()}
     return ModelCard("\n".join([metadata, *_body(metrics, config)]))
 
@@ -67,15 +55,10 @@ def write_card(directory: str | Path) -> Path:
     """Write the model card of a finished run to its `README.md`, whole or not at all, and return that path.
 
     Raises:
-        ConfigError: As in `build_card`.
+        DataError: As in `build_card`.
     """
     target = run_folder(directory) / "README.md"
-    unfinished = target.with_name(f".README.md.{os.getpid()}")
-    try:
-        unfinished.write_text(str(build_card(directory)), encoding="utf-8", newline="\n")
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(target, str(build_card(directory)))
     return target
 
 
@@ -83,8 +66,8 @@ def write_card(directory: str | Path) -> Path:
 
 
 def _metadata(metrics: dict[str, Any]) -> ModelCardData:
-    model, dataset = metrics.get("model", {}), metrics.get("dataset", {})
-    dataset_name, hub_id = plain(published_name(dataset, "hub_id")), _hub_id(dataset.get("hub_id"))
+    model, dataset = metrics["model"], metrics["dataset"]
+    dataset_name, hub_id = one_line(published_name(dataset, "hub_id")), _hub_id(dataset.get("hub_id"))
     results = [
         EvalResult(
             task_type="image-classification",
@@ -130,47 +113,43 @@ def _tags(model: Mapping[str, Any]) -> list[str]:
     if str(model.get("base_model") or model.get("name")).startswith("timm/"):
         tags.append("timm")
     if model.get("adapter"):
-        tags += ["peft", plain(str(model["adapter"].get("type", "lora")))]
+        tags += ["peft", one_line(model["adapter"].get("type", "lora"))]
     return list(dict.fromkeys(tags))
 
 
 def _figures(metrics: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """List (name, metric id, value) of the test figures that are numbers; top-5 says nothing of five classes or fewer."""
-    test, classes = metrics["test"], len(metrics["test"].get("per_class", {}))
-    found = []
-    for key, name, identifier in _HEADLINE:
-        value = test.get(key)
-        if isinstance(value, int | float) and math.isfinite(value) and not (key == "top5_accuracy" and classes <= 5):
-            found.append((name, identifier, float(value)))
-    return found
+    """List (name, metric id, value) of the test figures that are numbers."""
+    test = metrics["test"]
+    shown = headlines(test, len(test.get("per_class", {})))
+    return [(line.name, line.metric_id, float(test[line.key])) for line in shown if math.isfinite(test[line.key])]
 
 
 # -------------------------------------------------------------------------------------------------------------------- body
 
 
 def _title(metrics: dict[str, Any]) -> str:
-    base = plain(published_name(metrics.get("model", {}), "base_model")).rpartition("/")[2]
-    return f"{base} fine-tuned on {plain(published_name(metrics.get('dataset', {}), 'hub_id'))}"
+    base = one_line(published_name(metrics["model"], "base_model")).rpartition("/")[2]
+    return f"{base} fine-tuned on {one_line(published_name(metrics['dataset'], 'hub_id'))}"
 
 
 def _body(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
     sections = [
-        [f"# {markdown(_title(metrics))}", "", _summary(metrics)],
+        [f"# {markdown_text(_title(metrics))}", "", _summary(metrics)],
         ["## Results", "", *_headline(metrics)],
         ["## How to use", "", *_usage(metrics)],
         ["## Results by class", "", *_per_class(metrics["test"].get("per_class", {}))],
         ["## Training", "", *_training(metrics, config)],
         ["## Versions", "", *_versions(metrics)],
-        ["## Notices", "", *(f"- {markdown(notice)}" for notice in metrics["notices"])],
+        ["## Notices", "", *(f"- {markdown_text(notice)}" for notice in metrics["notices"])],
         ["## Limits", "", _limits(metrics)],
     ]
     return [line for lines in sections if len(lines) > 2 for line in (*lines, "")]
 
 
 def _summary(metrics: dict[str, Any]) -> str:
-    model, dataset = metrics.get("model", {}), metrics.get("dataset", {})
+    model, dataset = metrics["model"], metrics["dataset"]
     how = (
-        f", with a {markdown(str(model['adapter'].get('type', 'lora')))} adapter that is merged into these weights"
+        f", with a {markdown_text(model['adapter'].get('type', 'lora'))} adapter that is merged into these weights"
         if model.get("adapter")
         else ""
     )
@@ -183,7 +162,7 @@ def _summary(metrics: dict[str, Any]) -> str:
 
 def _linked(name: str, hub_id: Any, prefix: str) -> str:
     known = _hub_id(hub_id)
-    return f"[{markdown(name)}](https://huggingface.co/{prefix}{known})" if known else markdown(name)
+    return f"[{markdown_text(name)}](https://huggingface.co/{prefix}{known})" if known else markdown_text(name)
 
 
 def _headline(metrics: dict[str, Any]) -> list[str]:
@@ -198,24 +177,24 @@ def _headline(metrics: dict[str, Any]) -> list[str]:
     split = (
         f"On the test split ({images} images), which was scored once, after the choice of the checkpoint on validation." if images else ""
     )
-    return [split, "", *_table(("Metric", "Value", "95 % interval (Wilson)"), rows, align="lrr")]
+    return [split, "", *markdown_table(("Metric", "Value", "95 % interval (Wilson)"), rows, align="lrr")]
 
 
 def _test_images(metrics: dict[str, Any]) -> int:
     """Count the images behind the figures: the class supports, which heed --max_eval_samples, or else the size of the split."""
     counted = sum(scores.get("support", 0) for scores in metrics["test"].get("per_class", {}).values())
-    return int(counted or metrics.get("dataset", {}).get("splits", {}).get("test", 0))
+    return int(counted or metrics["dataset"].get("splits", {}).get("test", 0))
 
 
 def _usage(metrics: dict[str, Any]) -> list[str]:
     lines = ["```python", "from transformers import pipeline", ""]
     lines += [f'classifier = pipeline("image-classification", model="{REPOSITORY}")', 'print(classifier("photo.jpg", top_k=5))', "```"]
-    model = metrics.get("model", {})
+    model = metrics["model"]
     if not model.get("adapter"):
         return lines
-    base, classes = _hub_id(model.get("base_model")), len(metrics.get("dataset", {}).get("label_names", ()))
+    base, classes = _hub_id(model.get("base_model")), len(metrics["dataset"].get("label_names", ()))
     if base is None:
-        name = markdown(published_name(model, "base_model"))
+        name = markdown_text(published_name(model, "base_model"))
         note = f"The folder `adapter` holds the adapter alone, for PEFT on top of the checkpoint {name}, which is not on the Hub."
         return [*lines, "", note]
     return [
@@ -228,7 +207,7 @@ def _usage(metrics: dict[str, Any]) -> list[str]:
 
 def _per_class(per_class: Mapping[str, Mapping[str, float]]) -> list[str]:
     rows = [
-        (markdown(name), *(f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")), str(int(scores["support"])))
+        (markdown_text(name), *(f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")), str(int(scores["support"])))
         for name, scores in per_class.items()
     ]
     lead = []
@@ -237,30 +216,30 @@ def _per_class(per_class: Mapping[str, Mapping[str, float]]) -> list[str]:
         rows.sort(key=lambda row: (-float(row[3]), row[0]))
         lead = [f"The {half} best and the {half} worst of {len(rows)} classes by F1; all of them are in `metrics.json`.", ""]
         rows = rows[:half] + rows[-half:]
-    return [*lead, *_table(("Class", "Precision", "Recall", "F1", "Images"), rows, align="lrrrr")] if rows else []
+    return [*lead, *markdown_table(("Class", "Precision", "Recall", "F1", "Images"), rows, align="lrrrr")]
 
 
 def _training(metrics: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    train, splits = metrics.get("train", {}), metrics.get("dataset", {}).get("splits", {})
+    train, splits = metrics["train"], metrics["dataset"].get("splits", {})
     lines = []
     if splits:
-        lines += [f"Images: {', '.join(f'{int(count)} {plain(split)}' for split, count in splits.items())}.", ""]
+        lines += [f"Images: {', '.join(f'{int(count)} {one_line(split)}' for split, count in splits.items())}.", ""]
     if "trainable_parameters" in train and "total_parameters" in train:
         trained, total = int(train["trainable_parameters"]), int(train["total_parameters"])
         lines += [f"Trained parameters: {trained:,} of {total:,} ({trained / max(1, total):.2%}).", ""]
     if isinstance(train.get("runtime_s"), int | float):
         lines += [f"Training time: {train['runtime_s']:.0f} s.", ""]
     names = {
-        "dataset": published_name(metrics.get("dataset", {}), "hub_id"),
-        "model": published_name(metrics.get("model", {}), "base_model"),
+        "dataset": published_name(metrics["dataset"], "hub_id"),
+        "model": published_name(metrics["model"], "base_model"),
     }
-    rows = [(f"`{key}`", markdown(str(names.get(key, config[key])))) for key in _shown_settings(config)]
-    return [*lines, *_table(("Setting", "Value"), rows)] if rows else lines
+    rows = [(f"`{key}`", markdown_text(setting(names.get(key, config[key])))) for key in _shown_settings(config)]
+    return [*lines, *markdown_table(("Setting", "Value"), rows)]
 
 
 def _shown_settings(config: Mapping[str, Any]) -> list[str]:
     adapted = config.get("adapter") not in (None, "none")
-    return [key for key in _SETTINGS if (adapted or not key.startswith("lora_")) and _is_used(key, config.get(key))]
+    return [key for key in MAIN_SETTINGS if (adapted or not key.startswith("lora_")) and _is_used(key, config.get(key))]
 
 
 def _is_used(key: str, value: Any) -> bool:
@@ -269,35 +248,14 @@ def _is_used(key: str, value: Any) -> bool:
 
 
 def _versions(metrics: dict[str, Any]) -> list[str]:
-    environment = {key: value for key, value in metrics.get("environment", {}).items() if value is not None}
-    return _table(("Name", "Value"), [(markdown(key), markdown(str(value))) for key, value in environment.items()]) if environment else []
+    rows = [(markdown_text(key), markdown_text(value)) for key, value in metrics["environment"].items() if value is not None]
+    return markdown_table(("Name", "Value"), rows)
 
 
 def _limits(metrics: dict[str, Any]) -> str:
-    seed = metrics.get("environment", {}).get("seed")
+    seed = metrics["environment"].get("seed")
     run = "one run" if seed is None else f"one run with seed {int(seed)}"
     return (
         f"The figures come from {run} and hold for photos like those of the test split; the interval covers the choice of test images, "
         "not of the seed. The model knows its classes only: it gives every picture one of them, also a picture that shows none."
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------- markdown
-
-
-def plain(text: str) -> str:
-    """Make one line of `text`: line breaks, tabs and control characters become single blanks."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-
-
-def markdown(text: str) -> str:
-    """Escape `text`, such as the name of a class, so that it shows as it is in a line or table cell and starts no markup or HTML."""
-    text = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
-    # an underscore inside a word (`american_bulldog`) is harmless and stays readable
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> list[str]:
-    rule = ["---:" if side == "r" else "---" for side in align.ljust(len(header), "l")]
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]

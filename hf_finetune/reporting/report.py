@@ -32,8 +32,7 @@ def build_report(directory: str | Path, images: ImageSource | None = None) -> Pa
         Path of `report.html`, one file that needs neither network nor the other files.
 
     Raises:
-        FinetuneError: When `metrics.json` or `predictions.parquet` is absent.
-        DataError: When a file cannot be read, or when they do not fit each other.
+        DataError: `directory` is no finished run: a file is missing, cannot be read, or does not fit the others.
     """
     run = read_run(directory)
     findings = find(run.predictions)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from hf_finetune.reporting.findings import Findings
 from hf_finetune.reporting.finished_run import FinishedRun
+from hf_finetune.reporting.markdown import markdown_table, markdown_text
 from hf_finetune.reporting.story import Story
-from hf_finetune.reporting.wording import MISSING, markdown_text, percent
+from hf_finetune.reporting.wording import MISSING, percent
 
 
 def render_markdown(run: FinishedRun, findings: Findings, story: Story, plots: Sequence[str]) -> str:
@@ -30,16 +31,14 @@ def render_markdown(run: FinishedRun, findings: Findings, story: Story, plots: S
         ["## Classes", "The hardest first.", _classes(story)],
         _plot("", "class_accuracy.png", plots),
         _plot("Calibration", "reliability.png", plots),
-        ["## Settings", markdown_table(("setting", "value"), story.settings + story.other_settings)],
-        ["## Environment", markdown_table(("what", "value"), story.environment)],
+        ["## Settings", _table(("setting", "value"), story.settings + story.other_settings)],
+        ["## Environment", _table(("what", "value"), story.environment)],
     ]
     return "\n\n".join(block for section in sections for block in section if block) + "\n"
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table, or an empty string without rows; every cell is escaped."""
-    lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *lines]) if lines else ""
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    return "\n".join(markdown_table(header, [[markdown_text(cell) for cell in row] for row in rows]))
 
 
 def _figures(story: Story) -> str:
@@ -53,7 +52,7 @@ def _figures(story: Story) -> str:
         for figure in story.figures
     ]
     rows += [(name, value, MISSING, MISSING) for name, value, _ in story.costs]
-    return markdown_table(("figure", "value", "95 % interval", "validation"), rows)
+    return _table(("figure", "value", "95 % interval", "validation"), rows)
 
 
 def _bullets(lines: Sequence[str]) -> str:
@@ -80,7 +79,7 @@ def _pairs(run: FinishedRun, findings: Findings) -> str:
         )
         for pair in findings.pairs
     ]
-    return markdown_table(("true class", "taken for", "times", "share"), rows) or "There are none."
+    return _table(("true class", "taken for", "times", "share"), rows) or "There are none."
 
 
 def _worst(run: FinishedRun, findings: Findings) -> str:
@@ -94,7 +93,7 @@ def _worst(run: FinishedRun, findings: Findings) -> str:
         )
         for row in findings.worst
     ]
-    return markdown_table(("image", "true class", "taken for", "confidence"), rows) or "There are none."
+    return _table(("image", "true class", "taken for", "confidence"), rows) or "There are none."
 
 
 def _classes(story: Story) -> str:
@@ -109,4 +108,4 @@ def _classes(story: Story) -> str:
         )
         for row in story.classes
     ]
-    return markdown_table(("class", "images", "recall", "precision", "F1", "most often taken for"), rows)
+    return _table(("class", "images", "recall", "precision", "F1", "most often taken for"), rows)

@@ -9,28 +9,11 @@ import numpy as np
 
 from hf_finetune.reporting.findings import Findings
 from hf_finetune.reporting.finished_run import FinishedRun
+from hf_finetune.reporting.headlines import MAIN_SETTINGS, headlines
 from hf_finetune.reporting.intervals import Interval
-from hf_finetune.reporting.local_paths import published_name
+from hf_finetune.reporting.local_paths import is_credential, published_name
 from hf_finetune.reporting.metrics import class_scores
 from hf_finetune.reporting.wording import amount, duration, number, one_line, percent, setting, size
-
-# The flags that a reader asks about first, in the order of the command line; all others follow folded away.
-# fmt: off
-_MAIN_SETTINGS = (
-    "dataset", "model", "image_size", "label_column", "max_train_samples", "augmentation", "freeze", "adapter", "lora_rank", "lora_alpha",
-    "lora_dropout", "lora_targets", "lora_layers", "lora_dora", "lora_rslora", "num_train_epochs", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "learning_rate", "head_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim",
-    "bf16", "fp16", "metric_for_best_model", "seed",
-)
-# fmt: on
-
-_FIGURES = {
-    "accuracy": ("Accuracy", "of all images named correctly"),
-    "top5_accuracy": ("Top-5 accuracy", "true class among the five most probable"),
-    "macro_f1": ("Macro F1", "precision and recall, every class counted alike"),
-    "balanced_accuracy": ("Balanced accuracy", "mean accuracy of the classes"),
-    "ece": ("Calibration error", "mean gap between confidence and accuracy; smaller is better"),
-}
 
 
 @dataclass(frozen=True)
@@ -85,26 +68,27 @@ def tell(run: FinishedRun, findings: Findings) -> Story:
         name=one_line(run.directory.resolve().name),
         summary=_summary(run),
         figures=_figures(run, findings),
-        costs=_costs(run.metrics.get("train") or {}),
+        costs=_costs(run.metrics["train"]),
         observations=_observations(run, findings),
         classes=_class_rows(run, findings),
         settings=main,
         other_settings=other,
         environment=_environment(run.metrics),
-        notices=[one_line(notice) for notice in run.metrics.get("notices") or []],
+        notices=[one_line(notice) for notice in run.metrics["notices"]],
     )
 
 
 def _figures(run: FinishedRun, findings: Findings) -> list[Figure]:
     split = run.predictions.split
     metrics, validation = run.metrics[split], (run.metrics.get("validation") or {}) if split == "test" else {}
-    # with five classes or fewer the top-5 accuracy is 100 % whatever the model does
-    keys = [key for key in _FIGURES if metrics.get(key) is not None and (key != "top5_accuracy" or len(run.label_names) > 5)]
-    return [Figure(key, *_FIGURES[key], metrics[key], findings.intervals[key], validation.get(key)) for key in keys]
+    return [
+        Figure(line.key, line.name, line.meaning, metrics[line.key], findings.intervals[line.key], validation.get(line.key))
+        for line in headlines(metrics, len(run.label_names))
+    ]
 
 
 def _summary(run: FinishedRun) -> str:
-    model, data, train = (run.metrics.get(key) or {} for key in ("model", "dataset", "train"))
+    model, data, train = (run.metrics[key] for key in ("model", "dataset", "train"))
     name, splits = one_line(model.get("base_model") or published_name(model, "base_model")), data.get("splits") or {}
     classes = f"{one_line(published_name(data, 'hub_id'))} ({len(run.label_names)} classes)"
     split, once = run.predictions.split, "once " if run.predictions.split == "test" else ""
@@ -186,15 +170,15 @@ def _class_rows(run: FinishedRun, findings: Findings) -> list[ClassRow]:
 
 def _settings(config: dict[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     # a report is made to be passed on, so that no credential may reach it whatever the config holds
-    shown = {key: one_line(setting(value)) for key, value in config.items() if not str(key).endswith(("token", "password", "secret"))}
-    main = [(key, shown.pop(key)) for key in _MAIN_SETTINGS if key in shown]
+    shown = {key: one_line(setting(value)) for key, value in config.items() if not is_credential(key)}
+    main = [(key, shown.pop(key)) for key in MAIN_SETTINGS if key in shown]
     return main, sorted(shown.items())
 
 
 def _environment(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [(key, one_line(setting(value))) for key, value in (metrics.get("environment") or {}).items()]
+    rows = [(key, one_line(setting(value))) for key, value in metrics["environment"].items()]
     for kind, hub_key in (("dataset", "hub_id"), ("model", "base_model")):
-        about = metrics.get(kind) or {}
+        about = metrics[kind]
         source = about.get(hub_key) or published_name(about, hub_key)
         rows.append((kind, one_line(f"{source}, license: {about.get('license') or 'not known'}")))
     return rows

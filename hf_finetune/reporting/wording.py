@@ -1,11 +1,9 @@
-"""How figures and names are written for people: percentages, durations, sizes, and text that cannot break a page or a table."""
+"""How figures and names are written for people: percentages, durations, sizes, settings, and text on one line."""
 
 from __future__ import annotations
 
-import html
 import math
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -55,20 +53,15 @@ def setting(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return ", ".join(map(setting, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)
 
 
 def one_line(text: Any, limit: int | None = None) -> str:
-    """Return `text` on one line without control characters, cut to `limit` characters with an ellipsis."""
-    line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).strip()
+    """Return `text` on one line, cut to `limit` characters with an ellipsis; what cannot be printed becomes a blank."""
+    # the two joiners are invisible, but belong to the spelling of Persian and of emojis
+    line = " ".join("".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in str(text)).split())
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
-
-
-def markdown_text(text: Any) -> str:
-    """Escape `text` so that it stands literally in Markdown, in a table cell too: no markup, no HTML, no cell border, one line."""
-    escaped = re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(one_line(text), quote=False))
-    # an underscore inside a word is no emphasis; those of scottish_terrier stay readable in the source
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

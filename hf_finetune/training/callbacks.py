@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import threading
 import time
 from types import FrameType
 from typing import Any
@@ -29,17 +30,24 @@ class EpochToTransform(TrainerCallback):
 
 
 class ReadableLog(TrainerCallback):
-    """A progress bar on a terminal, and one line an evaluation: epoch, losses, validation accuracy, learning rate, speed."""
+    """A progress bar on a terminal, one line an evaluation, and elsewhere a line of training every `quiet_seconds`.
 
-    def __init__(self) -> None:
+    Args:
+        quiet_seconds: Shortest time between two lines of training where there is no bar.
+    """
+
+    def __init__(self, quiet_seconds: float = 15.0) -> None:
+        self.quiet_seconds = quiet_seconds
         self.bar: tqdm | None = None
         self.loss: float | None = None
         self.learning_rate: float | None = None
         self.started = (0.0, 0)
+        self.last_line = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar at the step where training starts or goes on."""
         self.started = (time.perf_counter(), state.global_step)
+        self.last_line = time.perf_counter()
         if state.is_world_process_zero and not args.disable_tqdm and sys.stderr.isatty():
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
@@ -51,13 +59,20 @@ class ReadableLog(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Remember the last training loss, and write the line of an evaluation."""
+        """Remember the last training loss, and write a line for an evaluation, or for training after a while of silence."""
         logs = logs or {}
         self.loss, self.learning_rate = logs.get("loss", self.loss), logs.get("learning_rate", self.learning_rate)
         if self.bar is not None and self.loss is not None:
             self.bar.set_postfix(loss=f"{self.loss:.3f}")
-        if state.is_world_process_zero and "eval_loss" in logs and state.max_steps:
-            logger.info("%s", self._line(state, logs))
+        if not state.is_world_process_zero or not state.max_steps:
+            return
+        silent = self.bar is None and time.perf_counter() - self.last_line > self.quiet_seconds
+        if "eval_loss" in logs or ("loss" in logs and silent):
+            self.last_line = time.perf_counter()
+            line = self._line(state, logs)
+            if self.bar is not None:
+                self.bar.clear()
+            logger.info("%s", line)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Close the bar."""
@@ -68,9 +83,8 @@ class ReadableLog(TrainerCallback):
     def _line(self, state: TrainerState, logs: dict[str, Any]) -> str:
         seconds, first_step = time.perf_counter() - self.started[0], self.started[1]
         parts = [f"epoch {logs.get('epoch', 0):5.2f}/{state.num_train_epochs:g}", f"step {state.global_step}/{state.max_steps}"]
-        if self.loss is not None:
-            parts.append(f"train loss {self.loss:.4f}")
-        parts.append(f"validation loss {logs['eval_loss']:.4f}")
+        parts += [f"train loss {self.loss:.4f}"] if self.loss is not None else []
+        parts += [f"validation loss {logs['eval_loss']:.4f}"] if "eval_loss" in logs else []
         parts += [f"validation accuracy {logs['eval_accuracy']:.4f}"] if "eval_accuracy" in logs else []
         parts += [f"lr {self.learning_rate:.2e}"] if self.learning_rate is not None else []
         done = state.global_step - first_step
@@ -90,7 +104,9 @@ class StopOnSignal(TrainerCallback):
         self.previous: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take over SIGINT and SIGTERM for the time of the training."""
+        """Take over SIGINT and SIGTERM for the time of the training; several processes would stop at different steps, so not there."""
+        if args.world_size > 1 or threading.current_thread() is not threading.main_thread():
+            return
         self.previous = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.transforms import EvalTransform, TrainTransform
+from hf_finetune.models.classifier import quiet
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.callbacks import EpochToTransform, ReadableLog
 from hf_finetune.training.losses import CrossEntropy
@@ -123,6 +124,7 @@ class FinetuneTrainer(Trainer):
             return
         model.save_pretrained = functools.partial(type(model).save_pretrained, model, save_original_format=False)  # type: ignore[method-assign]
         try:
-            super()._save(output_dir, state_dict)
+            with quiet():
+                super()._save(output_dir, state_dict)
         finally:
             del model.save_pretrained

@@ -12,7 +12,7 @@ from hf_finetune.reporting import plots
 from hf_finetune.reporting.finished_run import Curves
 from hf_finetune.reporting.metrics import reliability
 from hf_finetune.reporting.report import build_report
-from tests.predicted_run import draw_image
+from tests.finished_run import draw_image
 
 CURVES = Curves([(0.5, 2.0), (1.0, 1.5)], [(1.0, 1.4), (2.0, 1.2)], [(1.0, 0.6), (2.0, 0.7)], 2.0)
 HOSTILE = ["$\\frac{$ and $", "a|b", "<script>", "two\nlines", "x" * 200, "$x_1$", ""]

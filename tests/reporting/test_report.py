@@ -12,12 +12,13 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from hf_finetune.errors import DataError, FinetuneError
+from hf_finetune.errors import DataError
 from hf_finetune.reporting import plots, wording
 from hf_finetune.reporting.findings import find
 from hf_finetune.reporting.finished_run import read_run
+from hf_finetune.reporting.markdown import markdown_text
 from hf_finetune.reporting.report import build_report
-from tests.predicted_run import draw_image, make_predictions, write_predictions
+from tests.finished_run import draw_image, make_predictions, write_predictions
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -257,66 +258,60 @@ def without_split(directory):
     write_predictions(directory, {"validation": make_predictions(3, 20, 0)})
 
 
+AGAIN = "The run was cut off or the file was edited; run it again."
+
+
 @pytest.mark.parametrize(
-    ("damage", "error", "message"),
+    ("damage", "message"),
     [
-        (
-            lambda directory: without(directory, "metrics.json"),
-            FinetuneError,
-            "{run} has no metrics.json, so there is nothing to report. Give the --output_dir of a finished run.",
-        ),
-        (
-            lambda directory: without(directory, "predictions.parquet"),
-            FinetuneError,
-            "{run} has no predictions.parquet, so there is nothing to report. Give the --output_dir of a finished run.",
-        ),
+        (lambda directory: without(directory, "metrics.json"), "{run} is not a finished run: metrics.json is missing. {end}"),
+        (lambda directory: without(directory, "predictions.parquet"), "{run} is not a finished run: predictions.parquet is missing. {end}"),
         (
             with_text("metrics.json", '{"test": '),
-            DataError,
-            "{run}/metrics.json is not valid JSON: Expecting value: line 1 column 10 (char 9). "
-            "The run was cut off or the file was edited; run it again.",
+            "metrics.json in {run} is damaged: it is not valid JSON (Expecting value: line 1 column 10 (char 9)). {again}",
+        ),
+        (with_text("metrics.json", "[]"), "metrics.json in {run} is damaged: it must hold names and values. {again}"),
+        (with_text("metrics.json", "{}"), "{run} is not a finished run: metrics.json has no test or validation figures. {end}"),
+        (with_text("metrics.json", '{"test": [1]}'), "{run} is not a finished run: metrics.json has no test or validation figures. {end}"),
+        (
+            with_text("metrics.json", '{"test": {"accuracy": 1}, "train": 3}'),
+            "metrics.json in {run} is damaged: train must hold names and values. {again}",
         ),
         (
-            with_text("metrics.json", "[]"),
-            DataError,
-            "{run}/metrics.json holds a list where an object is needed; it was not written by a finished run.",
+            with_text("metrics.json", '{"test": {"accuracy": 1}, "dataset": null}'),
+            "{run} is not a finished run: metrics.json has no dataset.label_names. {end}",
         ),
-        (
-            with_text("metrics.json", "{}"),
-            DataError,
-            "{run}/metrics.json has no dataset.label_names; it was not written by a finished run.",
-        ),
-        (
-            with_text("metrics.json", '{"dataset": {"label_names": ["a"]}}'),
-            DataError,
-            "{run}/metrics.json has neither test nor validation figures; it was not written by a finished run.",
-        ),
-        (with_text("config.yaml", "just words"), DataError, "{run}/config.yaml holds no flags; one `name: value` a line is needed."),
+        (with_text("config.yaml", "just words"), "config.yaml in {run} is damaged: it must hold names and values. {again}"),
         (
             with_other_classes,
-            DataError,
-            "{run}/predictions.parquet has probabilities of 5 classes, but metrics.json names 3 classes.",
+            "predictions.parquet in {run} is damaged: it has probabilities of 5 classes, but metrics.json names 3 classes. {again}",
         ),
         (
             with_other_columns,
-            DataError,
-            "{run}/predictions.parquet lacks the columns label, prediction, probabilities; it was not written by a finished run.",
+            "predictions.parquet in {run} is damaged: it lacks the columns label, prediction, probabilities. {again}",
         ),
-        (without_split, DataError, "There is nothing to score: the split has no predictions."),
+        (without_split, "predictions.parquet in {run} is damaged: it has no predictions of the test split. {again}"),
     ],
 )
-def test_bad_run_directories_are_explained(make_run, damage, error, message):
+def test_bad_run_directories_are_explained(make_run, damage, message):
     run = make_run(["a", "b", "c"])
     damage(run)
-    with pytest.raises(error) as caught:
+    with pytest.raises(DataError) as caught:
         build_report(run)
-    assert str(caught.value) == message.format(run=run)
+    words = {"run": repr(str(run)), "end": "Run the training to its end.", "again": AGAIN}
+    assert str(caught.value) == re.sub(r"\{(\w+)\}", lambda found: words[found[1]], message)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(DataError) as caught:
+        build_report(tmp_path / "none")
+    assert str(caught.value) == f"The run folder {str(tmp_path / 'none')!r} does not exist; give the --output_dir of a finished run."
 
 
 def test_a_damaged_parquet_file_is_explained(make_run):
     run = make_run(["a", "b", "c"])
     (run / "predictions.parquet").write_bytes(b"not parquet")
-    with pytest.raises(DataError, match=r"predictions\.parquet is not a readable Parquet file: "):
+    with pytest.raises(DataError, match=r"predictions\.parquet in '.+' is damaged: it is not valid Parquet \("):
         build_report(run)
 
 
@@ -339,11 +334,15 @@ def test_a_damaged_parquet_file_is_explained(make_run):
         (wording.number(19.84), "19.8"),
         (wording.setting(None), "none"),
         (wording.setting(1e-3), "0.001"),
+        (wording.setting(0.0), "0"),
+        (wording.setting(0.123456789), "0.123456789"),
         (wording.setting([1, "a"]), "1, a"),
-        (wording.one_line("a\n\tb\x00c"), "a b c"),
+        (wording.one_line("a\n\tb\x00c\u2028d\u202ee\udc80f"), "a b c d e f"),
+        (wording.one_line("می\u200cخواهم"), "می\u200cخواهم"),
         (wording.one_line("abcdef", 4), "abc…"),
-        (wording.markdown_text("scottish_terrier"), "scottish_terrier"),
-        (wording.markdown_text("_a_ | <b>"), r"\_a\_ \| &lt;b&gt;"),
+        (markdown_text("scottish_terrier"), "scottish_terrier"),
+        (markdown_text("_a_ | <b>&amp;"), r"\_a\_ \| &lt;b&gt;&amp;amp;"),
+        (markdown_text("a*b`c $d$ ~e~ [f]"), r"a\*b\`c \$d\$ \~e\~ \[f\]"),
     ],
 )
 def test_wording(written, expected):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_finetune.reporting.report import build_report
-from tests.predicted_run import draw_image, write_run
+from tests.finished_run import draw_image, write_predicted_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
@@ -52,7 +52,7 @@ def header(dom: str, key: str) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
-    return build_report(write_run(tmp_path_factory.mktemp("page") / "lora_demo", CLASSES), draw_image)
+    return build_report(write_predicted_run(tmp_path_factory.mktemp("page") / "lora_demo", CLASSES), draw_image)
 
 
 def test_console_errors_would_be_seen(tmp_path):

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from markupsafe import escape
 
+from hf_finetune.reporting import plots
 from hf_finetune.reporting.hub import push_run
+from hf_finetune.reporting.local_paths import without_local_paths
+from hf_finetune.reporting.markdown import markdown_text
+from hf_finetune.reporting.report import build_report
 from tests.fake_hub import TOKEN, FakeHub
-from tests.finished_run import DATASET_PATH, run_metrics, write_finished_run
+from tests.finished_run import DATASET_PATH, HUB_MODEL, run_metrics, write_finished_run, write_predicted_run
 
 Failure = Callable[..., str]
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token with write access (https://huggingface.co/settings/tokens)."
@@ -146,10 +151,54 @@ def test_no_local_path_is_published(server: FakeHub, tmp_path: Path, online: pyt
         "Left out 1 of 20 images: 1.jpg.",
         "Read from pets, or https://example.org/home/ann/x.",
     ]
-    assert json.loads(sent["adapter/adapter_config.json"])["base_model_name_or_path"] == "vit"
+    assert json.loads(sent["adapter/adapter_config.json"]) == {"peft_type": "LORA", "base_model_name_or_path": None}
+    assert json.loads(sent["config.json"])["_name_or_path"] == "vit"
     assert sent["report.html"] == b"<p title='my pets'>photos</p><script>/a+/g</script>"
     # what is on disk keeps its paths, so that the run can be repeated here
     assert DATASET_PATH in (run / "config.yaml").read_text()
+
+
+HOSTILE_PATH = '/home/o\'brien_x/my "runs"/~a'
+
+
+@pytest.mark.parametrize("path", [HOSTILE_PATH, "/home/o'brien/a & b/two  blanks/pets_", "/home/o'brien/<ü|*>/$x$", "~/o'brien/pets"])
+def test_no_spelling_of_a_path_is_published(
+    server: FakeHub, tmp_path: Path, online: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """With the report and the card that the toolkit itself writes."""
+    monkeypatch.setattr(plots, "png", lambda figure: b"PNG")
+    run = write_finished_run(tmp_path / "demo", adapter=True, dataset=path, output_dir=f"{path}/out")
+    write_predicted_run(
+        run,
+        ["a", "b"],
+        images=20,
+        dataset=run_metrics()["dataset"] | {"name": path, "label_names": ["a", "b"]},
+        notices=[f"Left out 1 of 20 images: {path}/1.jpg."],
+    )
+    (run / "config.yaml").write_text(yaml.safe_dump({"dataset": path, "output_dir": f"{path}/out", "seed": 1}))
+    build_report(run)
+
+    push_run(run, "ann/pets", token=TOKEN)
+
+    for name in ("README.md", "report.md", "report.html", "metrics.json", "config.yaml"):
+        assert b"brien" not in server.files["ann/pets"][name], name
+    name = path.rpartition("/")[2]
+    sent = {name: content.decode() for name, content in server.files["ann/pets"].items() if name.endswith((".md", ".html", ".json"))}
+    assert json.loads(sent["metrics.json"])["notices"] == [f"Left out 1 of 20 images: {name}/1.jpg."]
+    assert f"- Left out 1 of 20 images: {markdown_text(name)}/1.jpg." in sent["report.md"]
+    assert f"- Left out 1 of 20 images: {markdown_text(name)}/1.jpg." in sent["README.md"]
+    assert f"<li>Left out 1 of 20 images: {escape(name)}/1.jpg.</li>" in sent["report.html"]
+
+
+def test_this_home_folder_is_cut_too(online: pytest.MonkeyPatch) -> None:
+    online.setenv("HOME", "/home/o'brien")
+    assert without_local_paths("at /home/o'brien/x and /home/o&#39;brien/y") == "at ~/x and ~/y"
+    assert without_local_paths("at /home/o'brien_2/x") == "at /home/o'brien_2/x"
+
+
+def test_an_adapter_names_its_base_model_where_that_is_on_the_hub(server: FakeHub, tmp_path: Path) -> None:
+    push_run(write_finished_run(tmp_path / "demo", adapter=True, metrics=run_metrics(model=HUB_MODEL)), "ann/pets", token=TOKEN)
+    assert json.loads(server.files["ann/pets"]["adapter/adapter_config.json"])["base_model_name_or_path"] == HUB_MODEL["name"]
 
 
 def test_a_file_with_the_token_in_it_is_not_sent(server: FakeHub, run: Path, failure: Failure) -> None:
