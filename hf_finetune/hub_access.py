@@ -70,7 +70,7 @@ def can_connect(address: str, timeout: float = CONNECT_TIMEOUT) -> bool:
     Raises:
         HubError: If `address`, which comes from `HF_ENDPOINT`, or that of the proxy is none.
     """
-    way, scheme = _host_and_port(address), address.partition("://")[0]
+    way, scheme = _host_and_port(address), address.partition("://")[0].lower()
     if way is None or scheme not in ("http", "https"):
         raise HubError(f"HF_ENDPOINT is {address!r}; it must be an address such as https://huggingface.co.")
     proxy = urllib.request.getproxies().get(scheme)

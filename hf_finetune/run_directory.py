@@ -81,6 +81,11 @@ def check_directory(arguments: Arguments) -> None:
         raise ConfigError(f"--output_dir: {existing} cannot be written to. Give another folder, or change its permissions.")
     found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     wanted = training.overwrite_output_dir or training.resume_from_checkpoint is not None
+    if wanted and found and not _is_run(directory):
+        raise ConfigError(
+            f"--output_dir: {directory} holds {listed(found, 4)}, but no run of this toolkit (a config.yaml or a checkpoint-STEP) to go on with "
+            "or to overwrite. Give another folder."
+        )
     if not wanted and found not in ([], ["config.yaml"]):
         raise ConfigError(
             f"--output_dir: {directory} is in use (it holds {listed(found, 4)}). Go on with --resume_from_checkpoint last, start anew with "
@@ -98,6 +103,11 @@ def claim_directory(arguments: Arguments) -> None:
         _remove_run(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_config(arguments, directory / "config.yaml")
+
+
+def _is_run(directory: Path) -> bool:
+    config = directory / "config.yaml"
+    return last_checkpoint(directory) is not None or (config.is_file() and config.read_text(encoding="utf-8").startswith("# hf-finetune"))
 
 
 def _is_whole(checkpoint: Path) -> bool:

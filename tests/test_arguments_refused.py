@@ -126,6 +126,18 @@ BAD_FLAGS = {
         ["--remove_unused_columns"],
         "--remove_unused_columns must stay false: the image column would be dropped before it becomes pixels; leave it out.",
     ),
+    "last batch dropped": (
+        ["--dataloader_drop_last"],
+        "--dataloader_drop_last would leave photos out of every evaluation too; leave it out.",
+    ),
+    "loss alone": (
+        ["--prediction_loss_only"],
+        "--prediction_loss_only would leave nothing to select and score by; leave it out.",
+    ),
+    "metrics by batch": (
+        ["--batch_eval_metrics"],
+        "--batch_eval_metrics cannot be used: the metrics are of a whole split; leave it out.",
+    ),
     "today's name": (["--evaluation_strategy", "epoch"], "Unknown flag --evaluation_strategy: today it is --eval_strategy."),
     "today's name of no_cuda": (["--no_cuda"], "Unknown flag --no_cuda: today it is --use_cpu."),
     "today's name of warmup_ratio": (

@@ -233,11 +233,12 @@ def test_bad_input_leaves_an_earlier_run_and_an_empty_folder_as_they_were(
 ):
     earlier = tmp_path / "earlier"
     (earlier / "model").mkdir(parents=True)
-    (earlier / "metrics.json").write_text("{}")
+    (earlier / "config.yaml").write_text("# hf-finetune\n")
     settings = {**SETTINGS, "dataset": str(photo_folder), "model": str(checkpoint_of("vit")), **wrong}
     with pytest.raises(FinetuneError):
         finetune(make_arguments(**settings, output_dir=str(earlier), overwrite_output_dir=True))
-    assert sorted(path.name for path in earlier.iterdir()) == ["metrics.json", "model"]
+    assert sorted(path.name for path in earlier.iterdir()) == ["config.yaml", "model"]
+    assert (earlier / "config.yaml").read_text() == "# hf-finetune\n"
     with pytest.raises(FinetuneError):
         finetune(make_arguments(**settings, output_dir=str(tmp_path / "new")))
     assert not (tmp_path / "new" / "config.yaml").exists()
@@ -246,12 +247,23 @@ def test_bad_input_leaves_an_earlier_run_and_an_empty_folder_as_they_were(
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path):
     directory = tmp_path / "run"
     (directory / "checkpoint-5").mkdir(parents=True)
-    for name in ("metrics.json", "report.html", "notes.txt"):
-        (directory / name).write_text("earlier")
+    for name in ("config.yaml", "metrics.json", "report.html", "notes.txt"):
+        (directory / name).write_text("# hf-finetune")
     arguments = make_arguments(dataset="digits", model="tiny_vit", output_dir=str(directory), overwrite_output_dir=True, use_cpu=True)
     check_directory(arguments)
     claim_directory(arguments)
     assert sorted(path.name for path in directory.iterdir()) == ["config.yaml", "notes.txt"]
+
+
+@pytest.mark.parametrize("wish", [{"overwrite_output_dir": True}, {"resume_from_checkpoint": "last"}])
+def test_a_folder_that_is_no_run_is_neither_overwritten_nor_resumed(wish: dict[str, Any], tmp_path: Path):
+    (tmp_path / "README.md").write_text("precious")
+    with pytest.raises(ConfigError) as error:
+        check_directory(make_arguments(output_dir=str(tmp_path), use_cpu=True, **wish))
+    assert str(error.value) == (
+        f"--output_dir: {tmp_path} holds README.md, but no run of this toolkit (a config.yaml or a checkpoint-STEP) to go on with or to "
+        "overwrite. Give another folder."
+    )
 
 
 def test_an_output_folder_below_a_file_is_refused(tmp_path: Path):

@@ -68,6 +68,9 @@ _FIXED = {
     "do_eval": "has no effect here: every run is validated as --eval_strategy says; leave it out.",
     "do_predict": "has no effect here: every run scores its test split once, at the end; leave it out.",
     "remove_unused_columns": "must stay false: the image column would be dropped before it becomes pixels; leave it out.",
+    "dataloader_drop_last": "would leave photos out of every evaluation too; leave it out.",
+    "prediction_loss_only": "would leave nothing to select and score by; leave it out.",
+    "batch_eval_metrics": "cannot be used: the metrics are of a whole split; leave it out.",
 }
 FIXED_FIELDS = tuple(_FIXED)
 
