@@ -12,7 +12,6 @@ import argparse
 import datetime
 import io
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -41,8 +40,7 @@ def build_model(name: str) -> transformers.PreTrainedModel:
     labels = {"id2label": dict(enumerate(SHAPE_NAMES)), "label2id": {label: i for i, label in enumerate(SHAPE_NAMES)}}
     count, size = len(SHAPE_NAMES), IMAGE_SIZE[name]
     if name == "tiny_vit":
-        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=size, **VIT, **dropout, **labels))
+        return transformers.ViTForImageClassification(transformers.ViTConfig(image_size=size, **VIT, **labels))
     prepared = {"input_size": [3, size, size], "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
     prepared |= {"num_classes": count, "pool_size": [2, 2], "first_conv": "conv1.0", "classifier": "fc"}
     config = transformers.TimmWrapperConfig(
@@ -97,13 +95,9 @@ def pretrain(model: transformers.PreTrainedModel, data: DatasetDict, size: int, 
     """Train `model` in place with AdamW and a cosine schedule; return the accuracy of every head on held-out figures, in [0, 1]."""
     images, labels = to_tensors(data["train"], size + 8)
     network = ManyHeads(model)
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    groups = [{"params": decayed}, {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.learning_rate, weight_decay=0.05)
     steps = args.epochs * (len(images) // args.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 200, steps)
     network.train()
     for epoch in range(args.epochs):
         start, total = time.perf_counter(), 0.0
