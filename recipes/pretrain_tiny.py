@@ -2,14 +2,13 @@
 
     python recipes/pretrain_tiny.py --model tiny_vit --output_dir hf_finetune/models/embedded/tiny_vit
 
-The network learns the class (outline × texture) in its own head and, in heads that are thrown away afterwards, every factor of a figure:
+The network learns the class in its own head and, in heads that are thrown away afterwards, every factor of a figure: outline, texture,
 colours, edge, parts, marks. Writes a folder that `AutoModelForImageClassification` and `pipeline` load, and `training.json` beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import json
 import sys
@@ -56,8 +55,7 @@ def to_tensors(dataset: Dataset, side: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the images, `[n, 3, side, side]` uint8, squeezed to a square, and every label column, `[n]` int64."""
     rows = dataset.with_format("arrow")[:]["image"].to_pylist()
     pixels = [np.asarray(Image.open(io.BytesIO(row["bytes"])).resize((side, side), Image.Resampling.BICUBIC)) for row in rows]
-    labels = {name: torch.tensor(dataset[name][:]) for name in ("label", *FACTORS)}
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), labels
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), {name: torch.tensor(dataset[name][:]) for name in ("label", *FACTORS)}
 
 
 def augment(images: Tensor, size: int) -> Tensor:
@@ -80,15 +78,15 @@ class ManyHeads(nn.Module):
 
     def __init__(self, model: transformers.PreTrainedModel) -> None:
         super().__init__()
-        head = model.timm_model.get_classifier() if hasattr(model, "timm_model") else model.classifier
         self.model, self.features = model, torch.empty(0)
+        head = model.timm_model.get_classifier() if hasattr(model, "timm_model") else model.classifier
         self.heads = nn.ModuleDict({name: nn.Linear(head.in_features, len(values)) for name, values in FACTORS.items()})
         head.register_forward_pre_hook(lambda _, inputs: setattr(self, "features", inputs[0]))
 
     def forward(self, views: Tensor) -> dict[str, Tensor]:
         """Return the logits of `views`, `[n, 3, h, w]`, by label column, each `[n, classes]`."""
-        logits = {"label": self.model(pixel_values=views).logits}
-        return logits | {name: head(self.features) for name, head in self.heads.items()}
+        own = self.model(pixel_values=views).logits  # sets self.features on the way
+        return {"label": own, **{name: head(self.features) for name, head in self.heads.items()}}
 
 
 def pretrain(model: transformers.PreTrainedModel, data: DatasetDict, size: int, args: argparse.Namespace) -> dict[str, float]:
@@ -110,46 +108,41 @@ def pretrain(model: transformers.PreTrainedModel, data: DatasetDict, size: int, 
             optimizer.step()
             schedule.step()
             total += loss.item()
-        seconds, mean = time.perf_counter() - start, total * args.epochs / steps
-        print(f"epoch {epoch + 1}/{args.epochs}  loss {mean:.3f}  {seconds:.0f} s", flush=True)
+        print(f"epoch {epoch + 1}/{args.epochs}  loss {total * args.epochs / steps:.3f}  {time.perf_counter() - start:.0f} s", flush=True)
     network.eval()
     images, labels = to_tensors(data["test"], size)
     with torch.no_grad():
         parts = [network(views.float() / 127.5 - 1) for views in images.split(256)]
-    return {name: float((torch.cat([part[name] for part in parts]).argmax(1) == labels[name]).float().mean()) for name in labels}
+    guesses = {name: torch.cat([part[name] for part in parts]).argmax(1) for name in labels}
+    return {name: round(float((guesses[name] == labels[name]).float().mean()), 4) for name in labels}
 
 
 def save(model: transformers.PreTrainedModel, size: int, directory: Path) -> None:
     """Write the checkpoint folder: weights as float32 safetensors, config, and how an image is prepared."""
     if hasattr(model, "timm_model"):
-        model.config.save_pretrained(directory)
+        model.config.save_pretrained(directory)  # makes the folder too
         weights = {key: value.contiguous() for key, value in model.timm_model.state_dict().items()}  # timm's own names: timm loads it too
         return save_file(weights, directory / "model.safetensors", {"format": "pt"})
     model.save_pretrained(directory)
     crop = {"size": {"shortest_edge": size}, "do_center_crop": True, "crop_size": {"height": size, "width": size}}
-    processor = transformers.ViTImageProcessor(**crop, resample=Image.Resampling.BICUBIC, image_mean=MEAN, image_std=STD)
-    processor.save_pretrained(directory)
+    transformers.ViTImageProcessor(**crop, resample=Image.Resampling.BICUBIC, image_mean=MEAN, image_std=STD).save_pretrained(directory)
 
 
 def main() -> None:
-    """Draw, pretrain, save, and record how."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(IMAGE_SIZE), required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    for flag, value in {"seed": 0, "epochs": 12, "images_per_class": 130, "batch_size": 96}.items():
+    for flag, value in {"seed": 0, "epochs": 12, "images_per_class": 70, "batch_size": 96}.items():
         parser.add_argument(f"--{flag}", type=int, default=value)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    start, size = time.perf_counter(), IMAGE_SIZE[args.model]
-    model = build_model(args.model)
+    start, size, model = time.perf_counter(), IMAGE_SIZE[args.model], build_model(args.model)
     accuracy = pretrain(model, drawn_shapes(args.seed, n_train=args.images_per_class), size, args)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     save(model, size, args.output_dir)
-    record = {"command": "python " + " ".join(sys.argv), "seed": args.seed, "date": datetime.date.today().isoformat()}
+    record = {"command": "python " + " ".join(sys.argv), "seed": args.seed, "date": time.strftime("%Y-%m-%d")}
+    record |= {"runtime_s": round(time.perf_counter() - start), "parameters": model.num_parameters(), "pretraining_accuracy": accuracy}
     record |= {"versions": {module.__name__: module.__version__ for module in (torch, transformers, timm, np)}}
-    record |= {"runtime_s": round(time.perf_counter() - start), "parameters": model.num_parameters()}
-    record |= {"pretraining_accuracy": {name: round(value, 4) for name, value in accuracy.items()}}
     (args.output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
