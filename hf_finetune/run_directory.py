@@ -27,6 +27,8 @@ _WRITTEN = (
     "model",
     "adapter",
 )
+# without these a checkpoint starts from zero in one respect or another; the Trainer writes trainer_state.json last
+_NEEDED_TO_GO_ON = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 # what may differ between a run and its continuation
 _FREE_ON_RESUME = re.compile(
     "resume_from_checkpoint|overwrite_output_dir|push_to_hub|hub_.*|output_dir|disable_tqdm|log_level.*|logging_.*|report_to|dataloader_.*"
@@ -36,7 +38,8 @@ _FREE_ON_RESUME = re.compile(
 def last_checkpoint(directory: Path) -> Path | None:
     """Return the newest whole `checkpoint-STEP` in `directory`, or None.
 
-    The Trainer writes `trainer_state.json` last, so a folder without a readable one was cut short by a kill, and is passed over.
+    The Trainer writes `trainer_state.json` last, so a folder without a readable one was cut short by a kill, and is passed over. So is one
+    without optimizer and scheduler (`--save_only_model`), from which nothing can go on exactly.
     """
     numbered = [(int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
     return next((path for _, path in sorted(numbered, reverse=True) if _is_whole(path)), None)
@@ -59,8 +62,11 @@ def resume_checkpoint(arguments: Arguments) -> Path | None:
     else:
         checkpoint = Path(wanted)
         if not _is_whole(checkpoint):
-            raise ConfigError(f"--resume_from_checkpoint: {wanted} is not a whole checkpoint. Give 'last', or a folder checkpoint-STEP.")
-    _check_same_settings(arguments, directory / "config.yaml")
+            raise ConfigError(
+                f"--resume_from_checkpoint: {wanted} is not a whole checkpoint (weights, {', '.join(_NEEDED_TO_GO_ON)}). Give 'last', or a "
+                "folder checkpoint-STEP."
+            )
+    _check_same_settings(arguments, (directory if checkpoint is None else checkpoint.absolute().parent) / "config.yaml")
     return checkpoint
 
 
@@ -115,7 +121,7 @@ def _is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return True
+    return all((checkpoint / name).is_file() for name in _NEEDED_TO_GO_ON)
 
 
 def _check_same_settings(arguments: Arguments, config: Path) -> None:

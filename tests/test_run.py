@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import pipeline
+from peft import PeftModel
+from transformers import AutoModelForImageClassification, pipeline
 
 from hf_finetune.arguments import make_arguments, parse_arguments
 from hf_finetune.errors import ConfigError, FinetuneError, HubError, Interrupted
+from hf_finetune.models.classifier import load_classifier
 from hf_finetune.run import Run, finetune
-from hf_finetune.run_directory import check_directory, claim_directory, last_checkpoint
+from hf_finetune.run_directory import check_directory, claim_directory, last_checkpoint, resume_checkpoint
 from hf_finetune.training.callbacks import ReadableLog
 from tests.coloured import NAMES
 
@@ -110,6 +112,52 @@ def test_other_settings_do_not_resume_a_run(run: Run, photo_folder, checkpoint_o
     )
     with pytest.raises(ConfigError, match=re.escape("was run with other settings (learning_rate was 0.003, is 1e-05)")):
         finetune(config)
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint_of_another_folder(run: Run, tmp_path: Path):
+    checkpoint = str(run.directory / "checkpoint-5")
+    command = [
+        "--config",
+        str(run.directory / "config.yaml"),
+        "--output_dir",
+        str(tmp_path / "new"),
+        "--resume_from_checkpoint",
+        checkpoint,
+    ]
+    with pytest.raises(ConfigError, match=re.escape("was run with other settings (lora_rank was 2, is 4)")):
+        finetune(parse_arguments([*command, "--lora_rank", "4"]))
+    again = finetune(parse_arguments(command))
+    assert again.metrics["test"] == run.metrics["test"]
+
+
+@pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt", "trainer_state.json"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(missing: str, tmp_path: Path):
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    for name in {"optimizer.pt", "scheduler.pt", "trainer_state.json"} - {missing}:
+        (checkpoint / name).write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        resume_checkpoint(make_arguments(output_dir=str(tmp_path), use_cpu=True, resume_from_checkpoint=str(checkpoint)))
+    assert str(error.value) == (
+        f"--resume_from_checkpoint: {checkpoint} is not a whole checkpoint (weights, optimizer.pt, scheduler.pt, trainer_state.json). "
+        "Give 'last', or a folder checkpoint-STEP."
+    )
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm_vit"])
+def test_the_adapter_loads_as_the_readme_says(kind: str, run: Run, checkpoint_of: Callable[[str], Path], photos):
+    if kind not in run.directory.name or run.directory.name.startswith("timm") != kind.startswith("timm"):
+        pytest.skip("the other run")
+    names = run.metrics["dataset"]["label_names"]
+    base, processor = load_classifier(str(checkpoint_of(kind)), names)
+    adapted = PeftModel.from_pretrained(base, run.directory / "adapter").eval()
+    pixels = processor(images=photos["test"][0]["image"], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(pixel_values=pixels).logits, run.model(pixel_values=pixels).logits, rtol=0, atol=1e-5)
+    stock = AutoModelForImageClassification.from_pretrained(checkpoint_of(kind), num_labels=len(names), ignore_mismatched_sizes=True)
+    adapted = PeftModel.from_pretrained(stock.float(), run.directory / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(pixel_values=pixels).logits, run.model(pixel_values=pixels).logits, rtol=0, atol=1e-5)
 
 
 def test_pipeline_in_this_process_reads_the_checkpoint_by_its_label_names(run: Run, photos):
@@ -275,8 +323,13 @@ def test_an_output_folder_below_a_file_is_refused(tmp_path: Path):
 
 def test_last_is_the_newest_checkpoint_that_was_written_to_its_end(tmp_path: Path):
     for step, state in ((3, "{}"), (12, "{}"), (20, "{ cut sho"), (25, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        for name in ("optimizer.pt", "scheduler.pt"):
+            (checkpoint / name).touch()
         if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+            (checkpoint / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-30").mkdir()
+    (tmp_path / "checkpoint-30" / "trainer_state.json").write_text("{}")  # --save_only_model: no optimizer to go on with
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
     assert last_checkpoint(tmp_path / "nothing") is None
