@@ -262,7 +262,7 @@ def write_config(arguments: Arguments, path: str | os.PathLike[str]) -> None:
     values = config_values(arguments)
     lines = [
         f"# hf-finetune {__version__}: every setting of this run. The same run again, with the recipe that made it:",
-        "#   --config THIS_FILE",
+        "#   --config THIS_FILE --output_dir NEW_FOLDER",
     ]
     for title, cls in (("Data", DataArguments), ("Model", ModelArguments), ("Fine-tuning", FinetuneArguments)):
         part = {item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values}

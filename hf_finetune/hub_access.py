@@ -6,20 +6,19 @@ runs first.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 import sys
 import threading
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import huggingface_hub
 from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import build_hf_headers, get_session
 
 from hf_finetune.errors import HubError
 
@@ -27,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 2.5  # seconds, for the name look-up and the connection together
 _ANSWER_TIMEOUT = 5.0  # seconds, for the Hub's word on one repository
-_WAYS_OUT = "use --preset demo (drawn pets and a tiny checkpoint, no network), --dataset PATH or --model PATH"
+WAYS_OUT = "use --preset demo (drawn pets and a tiny checkpoint, no network), --dataset PATH or --model PATH"
 
 
 def require_hub(repo_id: str, kind: str, hint: str = "") -> None:
     """Make sure that `repo_id` can be loaded, from the Hub or from the local cache, before a library tries for minutes.
 
-    Where the Hub cannot be reached but a copy is in the local cache, this process is switched to the offline mode of the Hugging Face
-    libraries, so that the copy is used without retries.
+    Where the Hub cannot be reached or fails, but a copy is in the local cache, this process is switched to the offline mode of the Hugging
+    Face libraries, so that the copy is used without retries.
 
     Args:
         repo_id: `ORG/NAME`.
@@ -42,20 +41,28 @@ def require_hub(repo_id: str, kind: str, hint: str = "") -> None:
         hint: A further sentence for the message of the error.
 
     Raises:
-        HubError: If the Hub cannot be reached and nothing is cached, if it knows no such repository, or if the repository is gated and
-            the account has no access. One line, after at most 5 seconds where the Hub cannot be reached.
+        HubError: If the Hub cannot be reached or fails (no usable answer, too many requests, a status of 500 and above) and nothing is
+            cached, if it knows no such repository, or if the repository is gated and the account has no access. One line, after at most
+            5 seconds where the Hub cannot be reached.
     """
     offline = constants.is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    address = endpoint()
-    if not offline and can_connect(address):
-        if not is_cached(repo_id, kind):
-            _require_access(address, repo_id, kind, hint)
+    address, status, body = endpoint(), 0, dict[str, Any]()
+    if offline:
+        trouble = "HF_HUB_OFFLINE is set"
+    elif not can_connect(address):
+        trouble = f"The Hub ({address}) cannot be reached"
+    else:
+        status, body = _ask(f"{address}/api/{kind}s/{repo_id}")
+        trouble = _trouble(address, status)
+    cached = is_cached(repo_id, kind)
+    if not trouble:
+        if not cached:
+            _require_access(address, repo_id, kind, hint, status, body)
         return
-    if not is_cached(repo_id, kind):
-        state = "HF_HUB_OFFLINE is set" if offline else f"The Hub ({address}) cannot be reached"
-        raise HubError(_with_hint(f"{state} and the {kind} '{repo_id}' is not in the local cache; {_WAYS_OUT}.", hint))
+    if not cached:
+        raise HubError(_with_hint(f"{trouble} and the {kind} '{repo_id}' is not in the local cache; {WAYS_OUT}.", hint))
     if not offline:
-        logger.warning("The Hub (%s) cannot be reached; the cached copy of the %s '%s' is used.", address, kind, repo_id)
+        logger.warning("%s; the cached copy of the %s '%s' is used.", trouble, kind, repo_id)
     work_offline()
 
 
@@ -134,36 +141,40 @@ def work_offline() -> None:
         config.HF_HUB_OFFLINE = config.HF_DATASETS_OFFLINE = True
 
 
-def _require_access(address: str, repo_id: str, kind: str, hint: str) -> None:
-    status, body = _ask(f"{address}/api/{kind}s/{repo_id}")
+def _trouble(address: str, status: int) -> str:
+    """Return how a Hub fails whose answer about a repository has this status, or an empty string where it does not."""
+    if status == 0:
+        return f"The Hub ({address}) gives no usable answer"
+    return f"The Hub ({address}) answers with status {status}" if status in (408, 429) or status >= 500 else ""
+
+
+def _require_access(address: str, repo_id: str, kind: str, hint: str, status: int, body: dict[str, Any]) -> None:
     gated = status == 403
     if status == 200 and body.get("gated"):
         gated = _ask(f"{address}/api/{kind}s/{repo_id}/auth-check")[0] in (401, 403)
     if gated:
         page = f"{address}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-        sentence = f"The {kind} '{repo_id}' is gated; ask for access at {page} and log in with `hf auth login`, or {_WAYS_OUT}."
+        sentence = f"The {kind} '{repo_id}' is gated; ask for access at {page} and log in with `hf auth login`, or {WAYS_OUT}."
         raise HubError(_with_hint(sentence, hint))
     if status in (401, 404):
         sentence = (
-            f"The Hub ({address}) has no {kind} '{repo_id}', or it is private; check the name, log in with `hf auth login`, or {_WAYS_OUT}."
+            f"The Hub ({address}) has no {kind} '{repo_id}', or it is private; check the name, log in with `hf auth login`, or {WAYS_OUT}."
         )
         raise HubError(_with_hint(sentence, hint))
 
 
 def _ask(url: str) -> tuple[int, dict[str, Any]]:
-    """Return the status and the JSON object at `url`; status 0 where the answer cannot be had, which the real load then explains."""
-    request = urllib.request.Request(url)
-    for name, value in huggingface_hub.utils.build_hf_headers().items():
-        request.add_unredirected_header(name, value)  # a token never follows a redirect to another host
+    """Return the status and the JSON object at `url`; status 0 where there is no answer in time, or one that is no JSON.
+
+    Asked through the Hub's own client, whose proxies and certificates are those of the download that follows.
+    """
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT) as answer:
-            body = json.loads(answer.read() or b"{}")
-            return answer.status, body if isinstance(body, dict) else {}
-    except urllib.error.HTTPError as error:
-        return error.code, {}
-    except (OSError, ValueError) as error:
-        logger.info("%s gave no answer (%s).", url, error)
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=_ANSWER_TIMEOUT)
+        body = answer.json() if answer.status_code == 200 else {}
+    except (HTTPError, OSError, ValueError) as error:
+        logger.info("%s gave no usable answer (%s).", url, error)
         return 0, {}
+    return answer.status_code, body if isinstance(body, dict) else {}
 
 
 def _with_hint(sentence: str, hint: str) -> str:

@@ -34,7 +34,8 @@ def run_recipe(main: Callable[[], None]) -> None:
 
 def _leave(message: str, status: int) -> None:
     sys.stdout.flush()
-    sys.stderr.write(f"{message}\n")
+    if os.environ.get("RANK", "0") == "0":  # every process of a launch meets the same error; once is enough
+        sys.stderr.write(f"{message}\n")
     sys.exit(status)
 
 

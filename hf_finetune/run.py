@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
-from hf_finetune.arguments import Arguments, ModelArguments
+from hf_finetune.arguments import Arguments, FinetuneArguments, ModelArguments
 from hf_finetune.data.catalog import load_dataset
 from hf_finetune.data.transforms import to_rgb
 from hf_finetune.errors import Interrupted
@@ -86,7 +87,6 @@ def finetune(arguments: Arguments) -> Run:
         check_repo_id(str(training.hub_model_id))
     checkpoint = resume_checkpoint(arguments)
     check_directory(arguments)
-    token, push = take_push_settings(arguments)
     set_seed(training.seed)
 
     dataset = load_splits(arguments, notices)
@@ -94,7 +94,7 @@ def finetune(arguments: Arguments) -> Run:
     facts, stop = model_facts(arguments.model), StopOnSignal()
     trainer = FinetuneTrainer(
         adapt(model, arguments.model),
-        training,
+        without_push(training),
         dataset["train"],
         dataset["validation"],
         processor,
@@ -113,20 +113,19 @@ def finetune(arguments: Arguments) -> Run:
     directory, url = Path(str(training.output_dir)), None
     if training.should_save:
         model = save_run(directory, trainer, processor, scores, metrics, dataset)
-        if push:
-            url = push_run(directory, str(training.hub_model_id), private=bool(training.hub_private_repo), token=token)
+        if training.push_to_hub:
+            url = push_run(directory, str(training.hub_model_id), private=bool(training.hub_private_repo), token=training.hub_token)
     return Run(directory, metrics, model, processor, dataset, url)
 
 
-def take_push_settings(arguments: Arguments) -> tuple[str | None, bool]:
-    """Return the token and whether to push, and take both away from the Trainer.
+def without_push(arguments: FinetuneArguments) -> FinetuneArguments:
+    """Return a copy for the Trainer that neither holds the token nor pushes.
 
     The Trainer would pickle the token into every checkpoint, and push on its own before the report exists.
     """
-    training = arguments.training
-    token, push = training.hub_token, training.push_to_hub
-    training.hub_token, training.push_to_hub = None, False
-    return token, push
+    quiet = copy.copy(arguments)
+    quiet.hub_token, quiet.push_to_hub = None, False
+    return quiet
 
 
 def load_splits(arguments: Arguments, notices: list[str]) -> DatasetDict:

@@ -89,8 +89,8 @@ def check_directory(arguments: Arguments) -> None:
     wanted = training.overwrite_output_dir or training.resume_from_checkpoint is not None
     if wanted and found and not _is_run(directory):
         raise ConfigError(
-            f"--output_dir: {directory} holds {listed(found, 4)}, but no run of this toolkit (a config.yaml or a checkpoint-STEP) to go on with "
-            "or to overwrite. Give another folder."
+            f"--output_dir: {directory} holds {listed(found, 4)}, but no run of this toolkit (a config.yaml or a checkpoint-STEP) to go on "
+            "with or to overwrite. Give another folder."
         )
     if not wanted and found not in ([], ["config.yaml"]):
         raise ConfigError(

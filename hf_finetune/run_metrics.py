@@ -51,7 +51,7 @@ def environment(trainer: FinetuneTrainer) -> dict[str, Any]:
 
 def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from_step: int, train_images: int) -> dict[str, Any]:
     """Return time, throughput, memory and parameter counts; times are seconds of this process, validation counted apart."""
-    validation = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history if entry["step"] > resumed_from_step)
+    validation = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history if entry["step"] >= resumed_from_step)
     total, steps = output.metrics["train_runtime"], trainer.state.global_step - resumed_from_step
     images = train_images * trainer.state.epoch * steps / max(trainer.state.global_step, 1)
     parameters = list(trainer.accelerator.unwrap_model(trainer.model).parameters())

@@ -44,7 +44,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class _Answers(BaseHTTPRequestHandler):
-    answers: ClassVar[dict[str, tuple[int, dict[str, object]]]] = {
+    answers: ClassVar[dict[str, tuple[int, dict[str, object] | str]]] = {
         "/api/models/org/open": (200, {}),
         "/api/datasets/org/open": (200, {"gated": False}),
         "/api/models/org/private": (401, {}),
@@ -55,13 +55,15 @@ class _Answers(BaseHTTPRequestHandler):
         "/api/datasets/org/granted/auth-check": (200, {}),
         "/api/datasets/org/forbidden": (403, {}),
         "/api/models/org/ill": (500, {}),
+        "/api/datasets/org/busy": (429, {}),
+        "/api/datasets/org/page": (200, "<html>log in to this network</html>"),
     }
 
     def do_GET(self) -> None:
         status, body = self.answers[self.path]
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        self.wfile.write((body if isinstance(body, str) else json.dumps(body)).encode())
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -79,8 +81,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-def cache_model(tmp_path: Path) -> None:
-    snapshot = tmp_path / "hub" / "models--org--open" / "snapshots" / "abc"
+def cache_model(tmp_path: Path, name: str = "open") -> None:
+    snapshot = tmp_path / "hub" / f"models--org--{name}" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     (snapshot / "model.safetensors").write_text("")
@@ -129,12 +131,41 @@ def test_the_configuration_alone_is_no_cached_model(tmp_path: Path) -> None:
     assert not is_cached("org/open", "model")
 
 
-@pytest.mark.parametrize(
-    ("repo_id", "kind"), [("org/open", "model"), ("org/open", "dataset"), ("org/granted", "dataset"), ("org/ill", "model")]
-)
+@pytest.mark.parametrize(("repo_id", "kind"), [("org/open", "model"), ("org/open", "dataset"), ("org/granted", "dataset")])
 def test_a_hub_that_answers(hub: str, repo_id: str, kind: str) -> None:
     require_hub(repo_id, kind)
     assert not constants.is_offline_mode()
+
+
+FAILING = [
+    ("org/ill", "model", "answers with status 500"),
+    ("org/busy", "dataset", "answers with status 429"),
+    ("org/page", "dataset", "gives no usable answer"),
+]
+
+
+@pytest.mark.parametrize(("repo_id", "kind", "trouble"), FAILING)
+def test_a_hub_that_fails_is_one_line(hub: str, repo_id: str, kind: str, trouble: str) -> None:
+    with pytest.raises(HubError) as error:
+        require_hub(repo_id, kind)
+    assert str(error.value) == f"The Hub ({hub}) {trouble} and the {kind} '{repo_id}' is not in the local cache; {WAYS_OUT}."
+
+
+def test_a_hub_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_access, "_ANSWER_TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(HubError) as error:
+            require_hub("org/open", "model")
+    assert str(error.value) == f"The Hub ({address}) gives no usable answer and the model 'org/open' is not in the local cache; {WAYS_OUT}."
+
+
+def test_a_cached_model_is_used_where_the_hub_fails(hub: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache_model(tmp_path, "ill")
+    require_hub("org/ill", "model")
+    assert constants.is_offline_mode()
+    assert caplog.messages == [f"The Hub ({hub}) answers with status 500; the cached copy of the model 'org/ill' is used."]
 
 
 @pytest.mark.parametrize(("repo_id", "kind"), [("org/private", "model"), ("org/missing", "dataset")])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,17 +146,14 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(missing: str, tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("kind", ["vit", "timm_vit"])
-def test_the_adapter_loads_as_the_readme_says(kind: str, run: Run, checkpoint_of: Callable[[str], Path], photos):
-    if kind not in run.directory.name or run.directory.name.startswith("timm") != kind.startswith("timm"):
-        pytest.skip("the other run")
-    names = run.metrics["dataset"]["label_names"]
-    base, processor = load_classifier(str(checkpoint_of(kind)), names)
+def test_the_adapter_loads_as_the_readme_says(run: Run, checkpoint_of: Callable[[str], Path], photos):
+    names, checkpoint = run.metrics["dataset"]["label_names"], checkpoint_of(run.directory.name)
+    base, processor = load_classifier(str(checkpoint), names)
     adapted = PeftModel.from_pretrained(base, run.directory / "adapter").eval()
     pixels = processor(images=photos["test"][0]["image"], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         torch.testing.assert_close(adapted(pixel_values=pixels).logits, run.model(pixel_values=pixels).logits, rtol=0, atol=1e-5)
-    stock = AutoModelForImageClassification.from_pretrained(checkpoint_of(kind), num_labels=len(names), ignore_mismatched_sizes=True)
+    stock = AutoModelForImageClassification.from_pretrained(checkpoint, num_labels=len(names), ignore_mismatched_sizes=True)
     adapted = PeftModel.from_pretrained(stock.float(), run.directory / "adapter").eval()
     with torch.no_grad():
         torch.testing.assert_close(adapted(pixel_values=pixels).logits, run.model(pixel_values=pixels).logits, rtol=0, atol=1e-5)
@@ -165,17 +164,16 @@ def test_pipeline_in_this_process_reads_the_checkpoint_by_its_label_names(run: R
     assert {score["label"] for score in scores} == set(NAMES)
 
 
-def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(photo_folder, checkpoint_of, tmp_path, monkeypatch):
-    import os
-    import signal
-
+# of 10 steps: in the middle of the second epoch, and so late in the first that its last step is finished
+@pytest.mark.parametrize("step_of_signal", [7, 4])
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(step_of_signal, photo_folder, checkpoint_of, tmp_path, monkeypatch):
     settings = {**SETTINGS, "dataset": str(photo_folder), "model": str(checkpoint_of("vit"))}
     whole = finetune(make_arguments(**settings, output_dir=str(tmp_path / "whole")))
     original = ReadableLog.on_step_end
 
     def press(self, args, state, control, **kwargs):
         original(self, args, state, control, **kwargs)
-        if state.global_step == 7:
+        if state.global_step == step_of_signal:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(ReadableLog, "on_step_end", press)
@@ -187,6 +185,9 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(photo_folder, ch
     resumed = finetune(make_arguments(**settings, output_dir=str(tmp_path / "cut"), resume_from_checkpoint="last"))
     one, other = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
+    logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("whole", "cut")]
+    scored = [[entry["eval_loss"] for entry in log if "eval_loss" in entry] for log in logs]
+    assert scored[0] == scored[1]
     notice = f"Training was resumed at step {step}: the training time counts only what came after it."
     assert notice in resumed.metrics["notices"]
 

@@ -71,8 +71,17 @@ _FIXED = {
     "dataloader_drop_last": "would leave photos out of every evaluation too; leave it out.",
     "prediction_loss_only": "would leave nothing to select and score by; leave it out.",
     "batch_eval_metrics": "cannot be used: the metrics are of a whole split; leave it out.",
+    "bf16_full_eval": "would write the checkpoint in half precision; --bf16 evaluates in bfloat16 too, and keeps the weights.",
+    "fp16_full_eval": "would write the checkpoint in half precision; --fp16 evaluates in float16 too, and keeps the weights.",
+    "hub_always_push": "has no effect here: a run is pushed once, at the end; leave it out.",
 }
 FIXED_FIELDS = tuple(_FIXED)
+# fields of TrainingArguments that only their default suits
+_LEFT_ALONE: dict[str, tuple[Any, str]] = {
+    "label_names": (None, "has no effect here: the class is the column that --label_column names; leave it out."),
+    "hub_revision": (None, "has no effect here: a run is pushed to the main branch; leave it out."),
+    "eval_do_concat_batches": (True, "must stay true: the metrics are of a whole split; leave it out."),
+}
 
 
 def range_problem(name: str, value: Any) -> str | None:
@@ -84,6 +93,8 @@ def range_problem(name: str, value: Any) -> str | None:
     """
     if name in _FIXED and value is True:
         return _FIXED[name]
+    if name in _LEFT_ALONE and value != _LEFT_ALONE[name][0]:
+        return _LEFT_ALONE[name][1]
     if value is None:
         return None
     if name == "max_steps" and value < 1 and value != -1:
@@ -278,20 +289,17 @@ def precision_problems(values: Mapping[str, Any], name: Callable[[str], str]) ->
     """Return what this machine cannot do of the precision that was asked for, as pairs of field and sentence.
 
     Args:
-        values: Needs `bf16`, `bf16_full_eval`, `fp16`, `fp16_full_eval` and `use_cpu`.
+        values: Needs `bf16`, `fp16` and `use_cpu`.
         name: How to write a setting.
     """
     problems = []
     device = device_kind(values["use_cpu"])
     missing = {"cpu": "its CPU has neither AVX512-BF16 nor AMX", "cuda": "its GPU is older than Ampere"}
-    for field in ("bf16", "bf16_full_eval"):
-        if values[field] and not has_native_bf16(device):
-            why = f"which this machine lacks ({missing[device]})"
-            problems.append((field, f"{name(field)} needs native bfloat16, {why}; leave it out for float32."))
-    for field in ("fp16", "fp16_full_eval"):
-        if values[field] and device == "cpu":
-            problems.append((field, f"{name(field)} needs a GPU, and this run is on the CPU; leave it out for float32."))
-    for left, right in (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
-        if values[left] and values[right]:
-            problems.append((left, f"{name(left)} and {name(right)} exclude each other; give one."))
+    if values["bf16"] and not has_native_bf16(device):
+        why = f"which this machine lacks ({missing[device]})"
+        problems.append(("bf16", f"{name('bf16')} needs native bfloat16, {why}; leave it out for float32."))
+    if values["fp16"] and device == "cpu":
+        problems.append(("fp16", f"{name('fp16')} needs a GPU, and this run is on the CPU; leave it out for float32."))
+    if values["fp16"] and values["bf16"]:
+        problems.append(("fp16", f"{name('fp16')} and {name('bf16')} exclude each other; give one."))
     return problems

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+from huggingface_hub.errors import HTTPError
 
 from hf_finetune.data.columns import set_columns
 from hf_finetune.data.images import check_images
@@ -175,7 +176,7 @@ def _open_folder(path: Path, notices: list[str] | None) -> Mapping[str, datasets
     from hf_finetune.data.oxford_pets import is_pets_archive, load_pets_archive
 
     if (path / "dataset_dict.json").is_file():
-        return datasets.DatasetDict.load_from_disk(str(path))
+        return _open_saved(path)
     if parquet_files(path):
         return with_flower_names(load_hub_layout(path), path.resolve().name)
     if is_pets_archive(path):
@@ -185,13 +186,21 @@ def _open_folder(path: Path, notices: list[str] | None) -> Mapping[str, datasets
     return load_class_folders(path, notices)
 
 
+def _open_saved(path: Path) -> Mapping[str, datasets.Dataset]:
+    try:
+        return datasets.DatasetDict.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise DataError(f"The data set that was saved in '{path}' cannot be read ({reason}); save it anew with save_to_disk.") from None
+
+
 def _open_hub(hub_id: str, hint: str) -> Mapping[str, datasets.Dataset]:
     from hf_finetune.data.flowers102 import with_flower_names
 
     require_hub(hub_id, "dataset", hint)
     try:
         splits = datasets.load_dataset(hub_id)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (datasets.exceptions.DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HubError(f"The dataset '{hub_id}' cannot be loaded from the Hub: {reason}") from None
     return with_flower_names(dict(splits), hub_id)

@@ -26,23 +26,23 @@ def set_columns(
     Args:
         splits: Split → rows, all with the same columns.
         name: Of the data set, for messages.
-        label_column: A `ClassLabel`, or a column of integers, strings or booleans, whose distinct values over all splits become the
-            classes, sorted.
+        label_column: A `ClassLabel`, matched by name where the splits list its names differently; or a column of integers, strings or
+            booleans, whose distinct values over all splits become the classes, sorted. Of one of these kinds in all splits.
         image_column: A `datasets.Image`, or a column of paths, of encoded images, or of `{"bytes", "path"}`.
-        notices: Receives a sentence where the data set's own `image_id` cannot be used.
+        notices: Receives a sentence where the data set's own `image_id` cannot be used, and one where class names differ between splits.
 
     Returns:
         The same rows with `image` (`datasets.Image`), `label` (`ClassLabel`), `image_id` (string, unique within a split: the data set's own
         or the row's number), then the other columns. A column whose name is taken by another one is kept as `NAME_original`.
 
     Raises:
-        DataError: If a column is absent or cannot serve, or if a label is missing or out of range.
+        DataError: If a column is absent or cannot serve, if a label is missing or out of range, or if labels are of several kinds.
     """
     _require_column(splits, name, label_column, "label_column", _can_be_label)
     _require_column(splits, name, image_column, "image_column", _can_be_image)
     result = {key: _renamed(_renamed(split, label_column, "label"), image_column, "image") for key, split in splits.items()}
     result = {key: split.cast_column("image", datasets.Image()) for key, split in result.items()}
-    result = _encode_labels(result, name, label_column)
+    result = _encode_labels(result, name, label_column, notices)
     result = _identify(result, name, notices)
     return {key: _ordered(split) for key, split in result.items()}
 
@@ -108,8 +108,9 @@ def _column(split: datasets.Dataset, name: str) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _encode_labels(splits: Splits, name: str, label_column: str) -> Splits:
-    """Make `label` a `ClassLabel` whose values are all within range."""
+def _encode_labels(splits: Splits, name: str, label_column: str, notices: list[str] | None) -> Splits:
+    """Make `label` one `ClassLabel` for all splits, whose values are all within range."""
+    _require_one_kind(splits, name, label_column)
     columns = {key: _column(split, "label") for key, split in splits.items()}
     for key, column in columns.items():
         if column.null_count:
@@ -118,14 +119,45 @@ def _encode_labels(splits: Splits, name: str, label_column: str) -> Splits:
     if all(isinstance(split.features["label"], datasets.ClassLabel) for split in splits.values()):
         for key, column in columns.items():
             _require_range(splits[key].features["label"].names, column.to_numpy(zero_copy_only=False), key, name, label_column)
-        return splits
+        return _match_names(splits, columns, name, notices)
     values = {key: np.asarray(column.to_pylist()) for key, column in columns.items()}
     classes = np.unique(np.concatenate(list(values.values())))
     feature = datasets.ClassLabel(names=[str(value) for value in classes.tolist()])
-    return {
-        key: split.remove_columns("label").add_column("label", np.searchsorted(classes, values[key]), feature=feature)
-        for key, split in splits.items()
-    }
+    return {key: _relabelled(split, np.searchsorted(classes, values[key]), feature) for key, split in splits.items()}
+
+
+def _relabelled(split: datasets.Dataset, labels: np.ndarray, feature: datasets.ClassLabel) -> datasets.Dataset:
+    return split.remove_columns("label").add_column("label", labels, feature=feature)
+
+
+def _require_one_kind(splits: Splits, name: str, label_column: str) -> None:
+    """Refuse labels whose integers or texts mean different things in different splits, such as a `ClassLabel` beside plain integers."""
+    (first, wanted), *others = [(key, split.features["label"]) for key, split in splits.items()]
+    for key, feature in others:
+        if _family(feature) != _family(wanted):
+            raise DataError(
+                f"The column '{label_column}' of '{name}' holds {_kind(wanted)} in {first} but {_kind(feature)} in {key}; labels must be "
+                "of one kind in every split."
+            )
+
+
+def _family(feature: Any) -> str:
+    return "int" if "int" in (kind := _kind(feature)) else kind.removeprefix("large_")
+
+
+def _match_names(splits: Splits, columns: dict[str, pa.Array], name: str, notices: list[str] | None) -> Splits:
+    """Give every split the class names of the first one, in its order; names that only labels of another split use follow."""
+    names_of = {key: split.features["label"].names for key, split in splits.items()}
+    names = list(next(iter(names_of.values())))
+    if all(own == names for own in names_of.values()):
+        return splits
+    labels = {key: column.to_numpy(zero_copy_only=False) for key, column in columns.items()}
+    for key, own in names_of.items():
+        names += [own[label] for label in np.unique(labels[key]) if own[label] not in names]
+    note(logger, notices, f"The splits of '{name}' list their class names differently; labels are matched by name.")
+    position = {class_name: index for index, class_name in enumerate(names)}
+    matched = {key: np.asarray([position[own[label]] for label in labels[key]], dtype=np.int64) for key, own in names_of.items()}
+    return {key: _relabelled(split, matched[key], datasets.ClassLabel(names=names)) for key, split in splits.items()}
 
 
 def _require_range(names: list[str], labels: np.ndarray, split: str, name: str, label_column: str) -> None:

@@ -58,14 +58,16 @@ def load_class_folders(folder: Path, notices: list[str] | None = None) -> dict[s
 
     Args:
         folder: `CLASS/photo.jpg`, or `SPLIT/CLASS/photo.jpg` where there is a `train` folder.
-        notices: Receives a sentence about files that are no images by their suffix, and about folders beside the splits.
+        notices: Receives a sentence about files that are no images by their suffix, about images in no class folder, and about folders
+            beside the splits.
 
     Returns:
         Split → rows with `image`, `label` (classes sorted by name, over all splits) and `image_id` (the path from `folder`);
         `train` alone where the folder has no splits.
 
     Raises:
-        DataError: If there is no class folder, only one class, a class folder without images, or no image at all.
+        DataError: If there is no class folder, only one class, a class folder without images, or no image at all; if all class folders
+            are called like splits, or two folders are the same split.
     """
     roots = _split_folders(folder, notices) or {"train": folder}
     ignored: list[Path] = []
@@ -75,6 +77,7 @@ def load_class_folders(folder: Path, notices: list[str] | None = None) -> dict[s
         left_out = listed((path.relative_to(folder).as_posix() for path in ignored), 5)
         files = f"{counted(len(ignored), 'file')} of '{folder.resolve().name}'"
         note(logger, notices, f"{files} left out, with no suffix of an image: {left_out}.")
+    _note_loose_images(folder, roots, notices)
     names = sorted({name for classes in photos.values() for name in classes})
     return {split: _dataset(folder, classes, names) for split, classes in photos.items()}
 
@@ -95,9 +98,16 @@ def _dataset(folder: Path, photos: dict[str, list[Path]], names: list[str]) -> d
 def _split_folders(folder: Path, notices: list[str] | None) -> dict[str, Path]:
     """Return split → folder, or nothing where no folder is called `train`."""
     children = _folders(folder)
-    found = {split_name(child.name): child for child in children if split_name(child.name)}
+    found: dict[str, Path] = {}
+    doubled: list[tuple[str, Path]] = []
+    for child in children:
+        if split := split_name(child.name):
+            doubled += [(split, child)] if split in found else []
+            found.setdefault(split, child)
     if "train" not in found or not _folders(found["train"]):
         return {}
+    for split, child in doubled:
+        raise DataError(f"The folder '{folder}' has two {split} splits, '{found[split].name}' and '{child.name}'; keep one.")
     left_out = [child.name for child in children if child not in found.values()]
     if left_out:
         note(logger, notices, f"Folders of '{folder.resolve().name}' that are no split left out: {listed(left_out)}.")
@@ -117,6 +127,22 @@ def _photos_by_class(root: Path, ignored: list[Path]) -> dict[str, list[Path]]:
     return photos
 
 
+def _loose_images(folder: Path) -> list[Path]:
+    """Return the images that lie in `folder` itself."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _note_loose_images(folder: Path, roots: dict[str, Path], notices: list[str] | None) -> None:
+    loose = [
+        path.relative_to(folder).as_posix() for place in {folder: None} | dict.fromkeys(roots.values()) for path in _loose_images(place)
+    ]
+    if loose:
+        images, lie = counted(len(loose), "image"), "it lies" if len(loose) == 1 else "they lie"
+        note(logger, notices, f"{images} of '{folder.resolve().name}' left out, because {lie} in no class folder: {listed(loose, 5)}.")
+
+
 def _files_below(folder: Path) -> Iterable[Path]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -125,12 +151,17 @@ def _files_below(folder: Path) -> Iterable[Path]:
 
 def _require_classes(folder: Path, roots: dict[str, Path], photos: dict[str, dict[str, list[Path]]]) -> None:
     if not any(paths for classes in photos.values() for paths in classes.values()):
-        loose = any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+        loose = _loose_images(folder)
         raise DataError(
             f"The folder '{folder}' holds no images"
             + (" in class folders; they lie beside each other." if loose else ".")
             + " Expected CLASS/photo.jpg, SPLIT/CLASS/photo.jpg, data/*.parquet, or the unpacked archives of "
             "Oxford-IIIT Pet or Flowers-102."
+        )
+    if list(roots.values()) == [folder] and all(split_name(name) for name in photos["train"]):
+        raise DataError(
+            f"The folder '{folder}' holds only folders called like splits ({listed(photos['train'])}), but no train folder with class "
+            "folders in it. Expected CLASS/photo.jpg or train/CLASS/photo.jpg."
         )
     for split, classes in photos.items():
         empty = [str(roots[split] / name) for name, paths in classes.items() if not paths]

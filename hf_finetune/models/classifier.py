@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
@@ -22,7 +23,7 @@ from hf_finetune.errors import ModelError, listed
 from hf_finetune.models.names import block_names, head_names
 from hf_finetune.models.processors import load_processor, output_size
 from hf_finetune.models.resizing import check_input_size, set_image_size
-from hf_finetune.models.sources import ModelSource, first_line, resolve_source
+from hf_finetune.models.sources import ModelSource, first_line, raise_for_hub, resolve_source
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,18 @@ _SUPPORTED = "ViT, DeiT, DINOv2, Swin, ConvNeXt, ResNet, BEiT and the other imag
 _HEAD_STD = 0.002
 # Missing without harm: made anew by the constructor, or used in pretraining only.
 _HARMLESS = ("mask_token", "num_batches_tracked", "relative_position_index")
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError, pickle.UnpicklingError)
+_UNREADABLE = (
+    OSError,
+    HTTPError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    AttributeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 def load_classifier(
@@ -60,7 +72,7 @@ def load_classifier(
 
     Raises:
         ModelError: If the name, the directory, its weights or the image size cannot be used.
-        HubError: If the Hub cannot be reached and the model is not cached.
+        HubError: If the Hub cannot be reached or fails, and the model is not cached.
     """
     labels = _checked_labels(label_names)
     if image_size is not None and image_size < 1:
@@ -122,6 +134,7 @@ def _read_config(source: ModelSource) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source.location, revision=source.revision)
     except _UNREADABLE as error:
+        raise_for_hub(source, "config.json", error)
         raise ModelError(f"The config.json of {source.name!r} cannot be read ({first_line(error)}). Supported are {_SUPPORTED}.") from None
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise ModelError(
@@ -158,6 +171,7 @@ def _read_weights(source: ModelSource, config: PreTrainedConfig) -> tuple[PreTra
             output_loading_info=True,
         )
     except _UNREADABLE as error:
+        raise_for_hub(source, "weights", error)
         raise ModelError(f"The weights of {source.name!r} cannot be loaded: {first_line(error)}.") from None
 
 

@@ -6,11 +6,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_finetune.errors import ModelError, did_you_mean, listed
-from hf_finetune.hub_access import require_hub
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError, RevisionNotFoundError
+
+from hf_finetune.errors import HubError, ModelError, did_you_mean, listed
+from hf_finetune.hub_access import WAYS_OUT, require_hub
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What the Hub or the way to it fails with, in contrast to a revision or a file that is not there; offline mode is a ConnectionError.
+_HUB_FAILURES = (HTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
+_ABSENT = (RevisionNotFoundError, RemoteEntryNotFoundError)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -70,7 +75,25 @@ def resolve_source(name: str, revision: str | None = None) -> ModelSource:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text without its full stop, to be quoted in another sentence."""
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
+
+
+def raise_for_hub(source: ModelSource, what: str, error: BaseException) -> None:
+    """Raise a `HubError` where a file of `source` could not be loaded because the Hub failed, and return where the file is at fault.
+
+    Args:
+        source: Where the file was to come from.
+        what: The file, for the message.
+        error: What `from_pretrained` raised; transformers keeps the failure of the Hub as its cause.
+
+    Raises:
+        HubError: It names the file and the ways to do without it.
+    """
+    link: BaseException | None = None if source.is_local else error
+    while link is not None and not isinstance(link, _ABSENT):
+        if isinstance(link, _HUB_FAILURES):
+            raise HubError(f"The {what} of {source.name!r} cannot be had from the Hub ({first_line(error)}); {WAYS_OUT}.") from None
+        link = link.__cause__ or link.__context__
 
 
 def _local(name: str, directory: Path, revision: str | None) -> ModelSource:

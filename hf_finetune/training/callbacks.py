@@ -116,8 +116,8 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave out the evaluation that the Trainer makes where an epoch ends, since this one was cut short."""
-        if self.received is not None:
+        """Leave out the evaluation that the Trainer makes where an epoch ends, if this one was cut short."""
+        if self.received is not None and not float(state.epoch or 0).is_integer():
             control.should_evaluate = control.should_save = False
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -50,6 +50,23 @@ def test_files_that_are_no_images_are_noted(class_folders: Path) -> None:
     assert notices == ["1 file of 'pets' left out, with no suffix of an image: cat/notes.txt."]
 
 
+def test_photos_in_no_class_folder_are_noted(tmp_path: Path, photo: Photo) -> None:
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog", "train", "."):
+        photo(tmp_path / place / "a.JPG")
+    (tmp_path / "train" / "notes.txt").write_text("fed twice")
+    notices: list[str] = []
+    splits = load_class_folders(tmp_path, notices)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2, "test": 2}
+    assert notices == [f"2 images of '{tmp_path.name}' left out, because they lie in no class folder: a.JPG, train/a.JPG."]
+
+
+def test_a_photo_beside_class_folders_is_noted(class_folders: Path, photo: Photo) -> None:
+    photo(class_folders / "cover.png")
+    notices: list[str] = []
+    assert len(load_class_folders(class_folders, notices)["train"]) == 20
+    assert notices == ["1 image of 'pets' left out, because it lies in no class folder: cover.png."]
+
+
 def one_class(folder: Path, photo: Photo) -> None:
     photo(folder / "cat" / "a.jpg")
 
@@ -76,11 +93,36 @@ def loose_photos(folder: Path, photo: Photo) -> None:
     photo(folder / "a.jpg")
 
 
+def no_train(folder: Path, photo: Photo) -> None:
+    for split in ("val", "test"):
+        photo(folder / split / "cat" / "a.jpg")
+        photo(folder / split / "dog" / "a.jpg")
+
+
+def train_without_classes(folder: Path, photo: Photo) -> None:
+    photo(folder / "train" / "a.jpg")
+    photo(folder / "test" / "cat" / "a.jpg")
+
+
+def two_of_a_split(folder: Path, photo: Photo) -> None:
+    for split in ("train", "valid", "val"):
+        photo(folder / split / "cat" / "a.jpg")
+        photo(folder / split / "dog" / "a.jpg")
+
+
+SPLITS_ALONE = "but no train folder with class folders in it. Expected CLASS/photo.jpg or train/CLASS/photo.jpg."
 BAD = {
     "one_class": (one_class, "The folder '{0}' has one class, 'cat'; a classifier needs at least two class folders."),
     "empty_class": (empty_class, "1 class folder without images: {0}/dog. Fill or remove it."),
     "empty_class_in_a_split": (empty_class_in_a_split, "2 class folders without images: {0}/test/cat, {0}/test/dog. Fill or remove them."),
     "no_images": (no_images, "The folder '{0}' holds no images." + EXPECTED),
+    "no_train": (no_train, "The folder '{0}' holds only folders called like splits (test, val), " + SPLITS_ALONE),
+    "train_without_classes": (
+        train_without_classes,
+        "The folder '{0}' holds only folders called like splits (test, train), " + SPLITS_ALONE,
+    ),
+    "two_of_a_split": (two_of_a_split, "The folder '{0}' has two validation splits, 'val' and 'valid'; keep one."),
+    "nothing": (lambda folder, photo: None, "The folder '{0}' holds no images." + EXPECTED),
     "loose_photos": (loose_photos, "The folder '{0}' holds no images in class folders; they lie beside each other." + EXPECTED),
 }
 

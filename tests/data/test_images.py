@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_finetune.data import images
+from hf_finetune.data.image_folder import load_class_folders
 from hf_finetune.data.images import check_images, to_rgb
 from hf_finetune.errors import DataError
 
@@ -126,6 +127,17 @@ def test_a_damaged_image_is_an_error(name: str) -> None:
         check_images(dataset(a=GOOD, broken=content))
     assert str(error.value) == (
         f"1 of 2 images cannot be used: broken in train ({reason}). Mend or remove it, or add --skip_bad_images, which leaves it out."
+    )
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_called_jpg_is_an_error(name: str, class_folders: Path) -> None:
+    content, reason = DAMAGED[name]
+    (class_folders / "cat" / "3.jpg").write_bytes(content)
+    with pytest.raises(DataError) as error:
+        check_images(datasets.DatasetDict(load_class_folders(class_folders)))
+    assert str(error.value) == (
+        f"1 of 20 images cannot be used: cat/3.jpg in train ({reason}). Mend or remove it, or add --skip_bad_images, which leaves it out."
     )
 
 
