@@ -7,13 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, BertConfig, ViTForImageClassification, pipeline
+from transformers import BertConfig, pipeline
 
 from hf_finetune.errors import HubError, ModelError
 from hf_finetune.models.classifier import load_classifier, save_classifier
@@ -248,58 +246,6 @@ def test_a_hub_id_that_is_not_cached_says_so_at_once(offline: bool, state: str, 
         f"{state} and the model 'nobody/no-such-model' is not in the local cache; {WAYS_OUT}. "
         "There is no directory 'nobody/no-such-model' either."
     )
-
-
-def _http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
-    error = kind("Server error", response=httpx2.Response(status, request=httpx2.Request("GET", "https://hub.invalid/a/b")))
-    return error
-
-
-def _wrapped(cause: Exception) -> OSError:
-    """As transformers raises it."""
-    error = OSError("We could not load a/b:\nmore lines")
-    error.__cause__ = cause
-    return error
-
-
-HUB_FAILURES = {
-    "cut off": (HTTPError("peer closed connection"), "peer closed connection"),
-    "no connection": (_wrapped(LocalEntryNotFoundError("offline")), "We could not load a/b"),
-    "status": (_wrapped(_http_error(HfHubHTTPError, 503)), "We could not load a/b"),
-    "time": (TimeoutError("timed out"), "timed out"),
-}
-
-
-@pytest.mark.parametrize("how", HUB_FAILURES)
-@pytest.mark.parametrize("what", ["config.json", "weights"])
-def test_a_hub_that_fails_on_the_way(what: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failure, reason = HUB_FAILURES[how]
-    _fail_to_load(what, failure, tmp_path, monkeypatch)
-    with pytest.raises(HubError) as error:
-        load_classifier("a/b", LABELS)
-    assert str(error.value) == f"The {what} of 'a/b' cannot be had from the Hub ({reason}); {WAYS_OUT}."
-
-
-@pytest.mark.parametrize("kind", [RevisionNotFoundError, RemoteEntryNotFoundError])
-def test_what_the_hub_does_not_have_is_no_failure_of_the_hub(
-    kind: type[HfHubHTTPError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _fail_to_load("config.json", _wrapped(_http_error(kind, 404)), tmp_path, monkeypatch)
-    with pytest.raises(ModelError) as error:
-        load_classifier("a/b", LABELS, revision="typo")
-    assert str(error.value) == "The config.json of 'a/b' cannot be read (We could not load a/b). " + SUPPORTED
-
-
-def _fail_to_load(what: str, failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `a/b` be a model of the Hub, of which one file cannot be loaded."""
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise failure
-
-    monkeypatch.setattr("hf_finetune.models.sources.require_hub", lambda *arguments, **options: None)
-    config = AutoConfig.from_pretrained(build_vit_dir(tmp_path))
-    monkeypatch.setattr(AutoConfig, "from_pretrained", fail if what == "config.json" else lambda *arguments, **options: config)
-    monkeypatch.setattr(ViTForImageClassification, "from_pretrained", fail)
 
 
 def test_an_unknown_name_gets_the_nearest_embedded_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,8 @@ def start(*flags: str, folder: Path, **environment: str) -> subprocess.Completed
         (
             ["--dataset", "drawn_pest"],
             2,
-            "error: The dataset 'drawn_pest' is not known, and no folder of that name exists; --dataset takes a name (oxford_pets, flowers102, "
-            "drawn_pets, drawn_flowers, digits), a Hub id (ORG/NAME) or a folder. Did you mean 'drawn_pets'?\n",
+            "error: The dataset 'drawn_pest' is not known, and no folder of that name exists; --dataset takes a name (oxford_pets, "
+            "flowers102, drawn_pets, drawn_flowers, digits), a Hub id (ORG/NAME) or a folder. Did you mean 'drawn_pets'?\n",
         ),
         (
             [],
