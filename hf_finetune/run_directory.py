@@ -92,7 +92,8 @@ def check_directory(arguments: Arguments) -> None:
             f"--output_dir: {directory} holds {listed(found, 4)}, but no run of this toolkit (a config.yaml or a checkpoint-STEP) to go on "
             "with or to overwrite. Give another folder."
         )
-    if not wanted and found not in ([], ["config.yaml"]):
+    free = not found or (found == ["config.yaml"] and _is_run(directory))
+    if not wanted and not free:
         raise ConfigError(
             f"--output_dir: {directory} is in use (it holds {listed(found, 4)}). Go on with --resume_from_checkpoint last, start anew with "
             "--overwrite_output_dir, or give another folder."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import resource
 import sys
@@ -71,7 +70,7 @@ def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from
 
 def model_facts(arguments: ModelArguments) -> dict[str, Any]:
     """Return the base checkpoint and the adapter's settings; the license only where it is known."""
-    local = arguments.model in embedded_names() or os.path.isdir(arguments.model)
+    local = arguments.model in embedded_names() or Path(arguments.model).expanduser().is_dir()
     adapter = None
     if arguments.adapter != "none":
         adapter = {
@@ -100,11 +99,12 @@ def model_license(name: str) -> str | None:
     """
     if name in embedded_names():
         return "apache-2.0"
-    local = Path(name) / "README.md"
-    if os.path.isdir(name) and not local.is_file():
+    directory = Path(name).expanduser()
+    card = directory / "README.md"
+    if directory.is_dir() and not card.is_file():
         return None
     try:
-        return ModelCard.load(local if os.path.isdir(name) else name).data.license
+        return ModelCard.load(card if directory.is_dir() else name).data.license
     except (OSError, ValueError, yaml.YAMLError, HfHubHTTPError):
         return None
 
