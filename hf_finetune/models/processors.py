@@ -7,13 +7,14 @@ import math
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig, TimmWrapperConfig, ViTImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from hf_finetune.errors import ModelError
-from hf_finetune.models.sources import ModelSource, first_line
+from hf_finetune.models.sources import ModelSource, first_line, raise_for_hub
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProce
     """Return the processor and, where it had to be changed, the length that the shortest side is resized to."""
     try:
         processor = AutoImageProcessor.from_pretrained(source.location, revision=source.revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
+        raise_for_hub(source, "preprocessor_config.json", error)
         raise ModelError(
             f"The model {source.name!r} has no preprocessor_config.json that can be used, so its image size, mean and standard deviation "
             f"are unknown; copy it from the checkpoint that the model was made from ({first_line(error)})."
