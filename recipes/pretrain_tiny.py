@@ -65,7 +65,7 @@ def augment(images: Tensor, size: int) -> Tensor:
         return torch.rand(len(images), *shape) * (high - low) + low
 
     angle, scale = uniform(-0.3, 0.3), uniform(0.7, 1.05)
-    across = scale * uniform(0.85, 1.15) * torch.sign(uniform(-1, 1))
+    across = scale * uniform(0.85, 1.15)
     rows = [torch.cos(angle) * across, -torch.sin(angle) * scale, uniform(-0.12, 0.12)]
     rows += [torch.sin(angle) * across, torch.cos(angle) * scale, uniform(-0.12, 0.12)]
     grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), [len(images), 3, size, size], align_corners=False)

@@ -84,17 +84,17 @@ class Pen:
 
     def onto(self, image: Image.Image) -> Pen:
         """Return a pen with the same transform on another canvas."""
-        return self._moved(image, self.matrix, self.offset)
+        return self._moved(image, ImageDraw.Draw(image), self.matrix, self.offset)
 
     def at(self, x: float, y: float, scale: float = 1.0, angle: float = 0.0) -> Pen:
         """Return a pen on the same canvas whose origin is (x, y), turned by `angle` radians and scaled, in this pen's coordinates."""
         cosine, sine = math.cos(angle) * scale, math.sin(angle) * scale
         matrix = np.array([[cosine, sine], [-sine, cosine]]) @ self.matrix
-        return self._moved(self.image, matrix, np.array([x, y]) @ self.matrix + self.offset)
+        return self._moved(self.image, self.draw, matrix, np.array([x, y]) @ self.matrix + self.offset)
 
-    def _moved(self, image: Image.Image, matrix: Array, offset: Array) -> Pen:
+    def _moved(self, image: Image.Image, draw: ImageDraw.ImageDraw, matrix: Array, offset: Array) -> Pen:
         pen = object.__new__(Pen)
-        pen.image, pen.matrix, pen.offset, pen.draw = image, matrix, offset, ImageDraw.Draw(image)
+        pen.image, pen.draw, pen.matrix, pen.offset = image, draw, matrix, offset
         return pen
 
     def polygon(self, points: ArrayLike, fill: Colour | int) -> None:
@@ -165,7 +165,7 @@ def occlude(rng: np.random.Generator, image: Image.Image, chance: float) -> None
         draw.ellipse([x - across, y - down, x + across, y + down], fill=colour)
 
 
-def develop(rng: np.random.Generator, image: Image.Image, light: float = 0.25, noise: float = 6.0) -> Image.Image:
+def develop(rng: np.random.Generator, image: Image.Image, light: float = 0.25, noise: float = 6.0, tint: float = 0.1) -> Image.Image:
     """Return the photograph of a supersampled canvas: reduced, lit from one side, tinted, sometimes blurred, with sensor noise.
 
     Args:
@@ -173,6 +173,7 @@ def develop(rng: np.random.Generator, image: Image.Image, light: float = 0.25, n
         image: Supersampled `RGB` canvas.
         light: Largest relative change of brightness, in [0, 1).
         noise: Largest standard deviation of the noise, in grey levels of 255.
+        tint: Largest relative change of one colour channel, in [0, 1).
     """
     image = image.reduce(SUPERSAMPLE)
     if rng.random() < 0.3:
@@ -182,7 +183,7 @@ def develop(rng: np.random.Generator, image: Image.Image, light: float = 0.25, n
     slope = rng.uniform(-light, light, 2).astype(np.float32)
     across, down = (np.linspace(-1, 1, count, dtype=np.float32) for count in (width, height))
     ramp = slope[0] * across[None, :] + slope[1] * down[:, None] + np.float32(rng.uniform(-light, light))
-    gain = np.exp(ramp)[..., None] * np.exp(rng.uniform(-0.12, 0.12, 3)).astype(np.float32)
+    gain = np.exp(ramp)[..., None] * np.exp(rng.uniform(-tint, tint, 3)).astype(np.float32)
     grain = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(1.0, noise))
     return Image.fromarray(np.clip(pixels * gain + grain, 0, 255).astype(np.uint8))
 

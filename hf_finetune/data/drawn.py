@@ -65,7 +65,7 @@ def drawn_flowers(seed: int = 0, n_train: int = 10, n_validation: int = 10, n_te
 
 
 def drawn_shapes(seed: int = 0, n_train: int = 100, n_test: int = 10) -> DatasetDict:
-    """Draw abstract figures, 240 mixtures of outline, texture, colours, parts and marks, for pretraining; no pet, flower or digit.
+    """Draw 240 classes of abstract figures and 56 of scribbles, for pretraining; none of them is a pet, a flower or a digit.
 
     Args:
         seed: Seed of the whole set, not negative.
@@ -73,7 +73,7 @@ def drawn_shapes(seed: int = 0, n_train: int = 100, n_test: int = 10) -> Dataset
         n_test: Test images a class, at least 1.
 
     Returns:
-        Splits `train` and `test` with the columns `image` (RGB, 44 to 80 pixels a side), `label` (240 classes), `image_id` and one
+        Splits `train` and `test` with the columns `image` (RGB, 44 to 80 pixels a side), `label` (296 classes), `image_id` and one
         `ClassLabel` column for each entry of `drawn_shapes.FACTORS`.
 
     Raises:
@@ -125,7 +125,7 @@ def _flowers(seed: int, split: str, count: int) -> Dataset:
 
 
 def _shapes(seed: int, split: str, count: int) -> Dataset:
-    columns = _rows("drawn_shapes", seed, split, count, len(SHAPES), lambda rng, label: draw_shape(rng, SHAPES[label]))
+    columns = _rows("drawn_shapes", seed, split, count, len(SHAPES), draw_shape)
     columns |= {name: [SHAPES[label][name] for label in columns["label"]] for name in FACTORS}
     more = {name: ClassLabel(names=list(values)) for name, values in FACTORS.items()}
     return Dataset.from_dict(columns, features=_features(list(SHAPE_NAMES), **more))

@@ -200,10 +200,10 @@ class _Bloom:
 
 
 def _ring(pen: Pen, rng: np.random.Generator, bloom: _Bloom, count: int, length: float, colour: Colour, start: float) -> None:
-    for number in range(count):
-        angle = start + 2 * math.pi * number / count + float(rng.normal(0, 0.06))
-        size = length * float(rng.uniform(0.9, 1.08))
-        pen.at(0, 0, size, angle).polygon(bloom.outline, shade(colour, float(rng.uniform(0.86, 1.1))))
+    angles = start + 2 * math.pi * np.arange(count) / count + rng.normal(0, 0.06, count)
+    sizes, tones = length * rng.uniform(0.9, 1.08, count), rng.uniform(0.86, 1.1, count)
+    for angle, size, tone in zip(angles.tolist(), sizes.tolist(), tones.tolist(), strict=True):
+        pen.at(0, 0, size, angle).polygon(bloom.outline, shade(colour, tone))
 
 
 def _disc(pen: Pen, rng: np.random.Generator, bloom: _Bloom) -> None:

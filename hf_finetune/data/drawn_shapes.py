@@ -1,7 +1,8 @@
 """Shapes and textures, the data on which the embedded checkpoints were pretrained: nothing here is a pet, a flower or a digit.
 
-An image shows one abstract figure. Its outline and its texture make the class; its colours, its edge, the parts that stick out of it and
-the marks inside it vary freely and are columns of their own, so that a network can be taught to see each of them.
+An image shows one abstract figure or a scribble. A class of figures is a mixture of outline, texture, two colours, edge, parts that stick
+out and marks inside; each of these factors is a column of its own, so that a network can be taught to see it. A class of scribbles is two
+random bows in any colour.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hf_finetune.data.drawing import (
     background,
     develop,
     occlude,
+    random_colour,
     rough_edge,
     shade,
     spread,
@@ -210,61 +212,99 @@ def _marks(pen: Pen, rng: np.random.Generator, marks: str, colour: Colour) -> No
         pen.polygon([(x - 0.3 * size, y - 0.2), (x + 0.3 * size, y - 0.2), (x, y + 0.35)], colour)
 
 
-OUTLINES = tuple(_SHAPES)
 FACTORS: dict[str, tuple[str, ...]] = {
-    "outline": OUTLINES,
+    "outline": (*_SHAPES, "scribble"),
     "texture": TEXTURES,
-    "colour": tuple(COLOURS),
-    "second": tuple(COLOURS),
+    "colour": (*COLOURS, "any"),
+    "second": (*COLOURS, "any"),
     "edge": EDGES,
     "parts": PARTS,
     "marks": MARKS,
 }
-KINDS = 240
-
-
-def _kinds() -> tuple[dict[str, int], ...]:
-    """Return the factors of every class: all different, each value of a factor about as frequent as its others, two colours apart."""
-    rng = np.random.default_rng(0)
-    columns = {name: rng.permutation(np.resize(np.arange(len(names)), KINDS)) for name, names in FACTORS.items()}
-    columns["second"] = (columns["colour"] + 1 + rng.integers(0, len(COLOURS) - 1, KINDS)) % len(COLOURS)
-    return tuple({name: int(column[kind]) for name, column in columns.items()} for kind in range(KINDS))
-
-
-SHAPES = _kinds()
-SHAPE_NAMES = tuple(
-    "{outline}, {colour}, {texture} of {second}, {edge}, parts {parts}, marks {marks}".format(
-        **{name: FACTORS[name][index] for name, index in kind.items()}
-    )
-    for kind in SHAPES
+FIGURES = 240
+# Of 90 scribbles drawn at random, those that a generous eye could take for a digit.
+_LIKE_A_DIGIT = frozenset(
+    (0, 2, 4, 5, 10, 12, 14, 20, 22, 23, 24, 25, 28, 29, 32, 34, 36, 47, 48, 50, 52, 57, 61, 64, 65, 67, 68, 76, 77, 78, 80, 83, 85, 86)
 )
 
 
-def draw_shape(rng: np.random.Generator, factors: dict[str, int]) -> Image.Image:
-    """Draw one figure: an `RGB` image, 44 to 80 pixels a side.
+def _figures() -> list[dict[str, int]]:
+    """Return the factors of every figure: each value of a factor is about as frequent as its others, and the two colours differ."""
+    rng = np.random.default_rng(0)
+    count = {**{name: len(values) for name, values in FACTORS.items()}, "outline": len(_SHAPES), "colour": len(COLOURS)}
+    columns = {name: rng.permutation(np.resize(np.arange(count[name]), FIGURES)) for name in FACTORS}
+    columns["second"] = (columns["colour"] + 1 + rng.integers(0, len(COLOURS) - 1, FIGURES)) % len(COLOURS)
+    return [{name: int(column[kind]) for name, column in columns.items()} for kind in range(FIGURES)]
 
-    Args:
-        rng: The image's own generator.
-        factors: Index into each entry of `FACTORS`, as `shape_factors` gives it.
-    """
-    chosen = {name: names[factors[name]] for name, names in FACTORS.items()}
+
+def _scribbles() -> list[list[Array]]:
+    """Return the strokes of every scribble: two random bows, each through four points, `[4, 2]`; they stand for no sign or digit."""
+    rng = np.random.default_rng(1)
+    drawn = [[rng.uniform(-0.9, 0.9, (4, 2)) for _ in range(2)] for _ in range(90)]
+    return [strokes for number, strokes in enumerate(drawn) if number not in _LIKE_A_DIGIT]
+
+
+_STROKES = _scribbles()
+_ANY = {"outline": len(_SHAPES), "texture": 0, "colour": len(COLOURS), "second": len(COLOURS), "edge": 0, "parts": 0, "marks": 0}
+SHAPES: tuple[dict[str, int], ...] = (*_figures(), *[_ANY] * len(_STROKES))
+"""The factors of every class, an index into each entry of `FACTORS`: first the figures, then the scribbles."""
+
+
+def _name(label: int) -> str:
+    if label >= FIGURES:
+        return f"scribble {label - FIGURES + 1}"
+    values = {factor: FACTORS[factor][index] for factor, index in SHAPES[label].items()}
+    return "{outline}, {colour}, {texture} of {second}, {edge}, parts {parts}, marks {marks}".format(**values)
+
+
+SHAPE_NAMES = tuple(_name(label) for label in range(len(SHAPES)))
+
+
+def draw_shape(rng: np.random.Generator, label: int) -> Image.Image:
+    """Draw one figure or scribble of class `label`: an `RGB` image, 44 to 80 pixels a side."""
     width, height = rng.integers(44, 81, 2).tolist()
-    canvas = background(rng, width, height)
-    colour, second = vary(rng, COLOURS[chosen["colour"]], 16), vary(rng, COLOURS[chosen["second"]], 16)
-    edge = {"smooth": 0.0, "ragged": 0.06, "shaggy": 0.15}[chosen["edge"]]
+    plain = label >= FIGURES and rng.random() < 0.7
+    canvas = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), random_colour(rng)) if plain else background(rng, width, height)
     side = min(width, height) * SUPERSAMPLE
     right, below = (rng.normal(0, 0.05, 2) * side).tolist()
     middle = (width * SUPERSAMPLE / 2 + right, height * SUPERSAMPLE / 2 + below)
-    turn, flip, squeeze = float(rng.normal(0, 0.15)), bool(rng.random() < 0.5), float(rng.uniform(0.85, 1.15))
-    pen = Pen(canvas, middle, side * float(rng.uniform(0.27, 0.4)), turn, flip, squeeze)
+    turn, squeeze = float(rng.normal(0, 0.15)), float(rng.uniform(0.85, 1.15))
+    zoom = side * float(rng.uniform(0.27, 0.4))
+    if label >= FIGURES:
+        _scribble(Pen(canvas, middle, zoom * 1.15, turn, squeeze=squeeze), rng, _STROKES[label - FIGURES])
+    else:
+        _figure(Pen(canvas, middle, zoom, turn, bool(rng.random() < 0.5), squeeze), rng, SHAPES[label])
+    occlude(rng, canvas, 0.15)
+    image = develop(rng, canvas)
+    if label >= FIGURES and rng.random() < 0.5:  # as coarse as an icon that was enlarged
+        coarse = int(rng.integers(9, 18))
+        image = image.resize((coarse, coarse), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
+    return image
+
+
+def _scribble(pen: Pen, rng: np.random.Generator, strokes: list[Array]) -> None:
+    ground = pen.image.getpixel((1, 1))
+    assert isinstance(ground, tuple)
+    ink = shade(random_colour(rng), 1.9 if sum(ground[:3]) < 330 else 0.2)
+    width = float(rng.uniform(0.14, 0.34))
+    for stroke in strokes:
+        points = stroke + rng.normal(0, 0.07, stroke.shape)
+        for _ in range(3):  # Chaikin's corner cutting
+            inner = np.stack([0.75 * points[:-1] + 0.25 * points[1:], 0.25 * points[:-1] + 0.75 * points[1:]], axis=1).reshape(-1, 2)
+            points = np.concatenate([points[:1], inner, points[-1:]])
+        pen.line(points, width, ink)
+
+
+def _figure(pen: Pen, rng: np.random.Generator, factors: dict[str, int]) -> None:
+    chosen = {name: names[factors[name]] for name, names in FACTORS.items()}
+    colour, second = vary(rng, COLOURS[chosen["colour"]], 16), vary(rng, COLOURS[chosen["second"]], 16)
+    edge = {"smooth": 0.0, "ragged": 0.06, "shaggy": 0.15}[chosen["edge"]]
     _parts(pen, rng, chosen["parts"], second if rng.random() < 0.5 else shade(colour, 0.85), edge)
     outline = _frayed(rng, _SHAPES[chosen["outline"]], edge)
     pen.polygon(outline, colour)
-    mask, layer = Image.new("L", canvas.size), canvas.copy()
+    mask, layer = Image.new("L", pen.image.size), pen.image.copy()
     pen.onto(mask).polygon(outline, 255)
     grain = pen.onto(layer).at(0, 0, 1.0, float(rng.normal(0, 0.3)))
     _texture(grain, rng, chosen["texture"], second, outline, colour)
-    canvas.paste(layer, mask=mask)
+    pen.image.paste(layer, mask=mask)
     _marks(pen, rng, chosen["marks"], (24, 22, 24) if sum(colour) > 240 else (224, 160, 60))
-    occlude(rng, canvas, 0.15)
-    return develop(rng, canvas)
