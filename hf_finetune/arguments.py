@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lora_rank": 8,
         "lora_alpha": 16,
         "learning_rate": 4e-3,
-        "num_train_epochs": 12.0,
+        "num_train_epochs": 10.0,
         "per_device_train_batch_size": 32,
         "output_dir": "runs/demo",
     },

@@ -91,8 +91,7 @@ class ManyHeads(nn.Module):
 
 def pretrain(model: transformers.PreTrainedModel, data: DatasetDict, size: int, args: argparse.Namespace) -> dict[str, float]:
     """Train `model` in place with AdamW and a cosine schedule; return the accuracy of every head on held-out figures, in [0, 1]."""
-    images, labels = to_tensors(data["train"], size + 8)
-    network = ManyHeads(model)
+    network, (images, labels) = ManyHeads(model), to_tensors(data["train"], size + 8)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.learning_rate, weight_decay=0.05)
     steps = args.epochs * (len(images) // args.batch_size)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 200, steps)

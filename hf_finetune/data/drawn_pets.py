@@ -337,7 +337,7 @@ def draw_pet(rng: np.random.Generator, breed: Breed) -> Image.Image:
     """Draw one animal of `breed`: an `RGB` image, 40 to 80 pixels a side, with its own pose, light and background."""
     long, ratio = int(rng.integers(52, 81)), float(rng.uniform(0.72, 1.0))
     short = max(40, round(long * ratio))
-    whole = rng.random() < 0.25
+    whole = rng.random() < 0.15
     width, height = (long, short) if whole or rng.random() < 0.4 else (short, long)
     canvas = background(rng, width, height)
     animal = _animal(rng, breed)
@@ -351,5 +351,5 @@ def draw_pet(rng: np.random.Generator, breed: Breed) -> Image.Image:
         _whole(pen.at(-0.1, 0.15), rng, animal)
     else:
         _portrait(pen.at(0, 0.05), rng, animal)
-    occlude(rng, canvas, 0.15)
-    return develop(rng, canvas, light=0.2, tint=0.07)
+    occlude(rng, canvas, 0.08)
+    return develop(rng, canvas, light=0.12, noise=4.0, tint=0.05)
