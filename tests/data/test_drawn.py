@@ -147,7 +147,7 @@ def test_shapes_carry_a_column_for_every_factor() -> None:
 
 
 def test_shapes_share_no_class_with_the_sets_to_fine_tune_on() -> None:
-    pretraining = {name for name in SHAPE_NAMES} | {value for values in FACTORS.values() for value in values}
+    pretraining = set(SHAPE_NAMES) | {value for values in FACTORS.values() for value in values}
     assert not pretraining & {breed.name for breed in BREEDS}
     assert not pretraining & {flower.name for flower in FLOWERS}
     assert not pretraining & {str(digit) for digit in range(10)}
