@@ -65,7 +65,7 @@ def drawn_flowers(seed: int = 0, n_train: int = 10, n_validation: int = 10, n_te
 
 
 def drawn_shapes(seed: int = 0, n_train: int = 100, n_test: int = 10) -> DatasetDict:
-    """Draw 240 classes of abstract figures and 95 of scribbles, for pretraining; none of them is a pet, a flower or a digit.
+    """Draw 240 classes of abstract figures and 56 of scribbles, for pretraining; none of them is a pet, a flower or a digit.
 
     Args:
         seed: Seed of the whole set, not negative.
@@ -73,7 +73,7 @@ def drawn_shapes(seed: int = 0, n_train: int = 100, n_test: int = 10) -> Dataset
         n_test: Test images a class, at least 1.
 
     Returns:
-        Splits `train` and `test` with the columns `image` (RGB, 44 to 80 pixels a side), `label` (335 classes), `image_id` and one
+        Splits `train` and `test` with the columns `image` (RGB, 44 to 80 pixels a side), `label` (296 classes), `image_id` and one
         `ClassLabel` column for each entry of `drawn_shapes.FACTORS`.
 
     Raises:
