@@ -118,9 +118,10 @@ def probe(model: transformers.PreTrainedModel, data: Callable[[], object], name:
     return float(classifier.score(features(model, images_of(test, name)), test["label"][:]))
 
 
+@pytest.mark.xfail(strict=True, reason="the aim is ten points; these checkpoints gain five and seven")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_probe_on_digits_gains_over_random_weights(name: str) -> None:
-    assert probe(load(name), digits, name) >= probe(untrained(name), digits, name) + 0.04
+def test_a_probe_on_digits_gains_ten_points_over_random_weights(name: str) -> None:
+    assert probe(load(name), digits, name) >= probe(untrained(name), digits, name) + 0.10
 
 
 @pytest.mark.slow
