@@ -20,7 +20,15 @@ from transformers.debug_utils import DebugOption
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from hf_finetune import __version__
-from hf_finetune.argument_parsing.checks import FIXED_FIELDS, device_kind, moot_fields, precision_problems, range_problem
+from hf_finetune.argument_parsing.checks import (
+    FIXED_FIELDS,
+    device_kind,
+    has_native_bf16,
+    loader_processes,
+    moot_fields,
+    precision_problems,
+    range_problem,
+)
 from hf_finetune.argument_parsing.contradictions import contradictions, lay_over
 from hf_finetune.argument_parsing.fields import SECRET_FIELDS, FieldSpec, Mismatch, field_specs, redacted
 from hf_finetune.argument_parsing.help import print_help
@@ -72,6 +80,11 @@ class DataArguments:
         "rotation by up to 15 degrees and scale.",
         ("none", "light", "medium"),
     )
+    augmentation_views: int | None = _setting(
+        None,
+        "Draw this many random views of each photo and go round among them, one an epoch, so that the activations of a frozen part can be "
+        "kept; by default every epoch draws new ones.",
+    )
 
     def __post_init__(self) -> None:
         _check_own_fields(self)
@@ -96,7 +109,9 @@ class ModelArguments:
     lora_layers: str = _setting("all", "Blocks that get updates: all, last:N, or numbers such as 6-11 or 0,2,4.")
     lora_dora: bool = _setting(False, "DoRA: train the magnitude of each weight column as well (arXiv:2402.09353).")
     lora_rslora: bool = _setting(False, "rsLoRA: scale by alpha / sqrt(rank) (arXiv:2312.03732).")
-    freeze: str = _setting("none", "none: everything trains. head: the head alone trains, the backbone is frozen.", ("none", "head"))
+    freeze: str = _setting(
+        "none", "none: everything trains. head: the head alone trains. last:L: the last L layer groups and the head train."
+    )
 
     def __post_init__(self) -> None:
         _check_own_fields(self)
@@ -132,6 +147,20 @@ class FinetuneArguments(TrainingArguments):
         "accuracy", "What best means: accuracy, top5_accuracy, macro_f1, balanced_accuracy, ece or loss, on validation."
     )
     logging_steps: float = _setting(10, "Steps between log lines; a value below 1 is a fraction of all steps.")
+    precision: str = _setting(
+        "auto",
+        "auto: bfloat16 where the hardware computes in it (AMX, AVX512-BF16, Ampere and later), with float32 weights. fp32: float32.",
+        ("auto", "fp32"),
+    )
+    feature_cache_gb: float = _setting(
+        4.0, "GiB on disk for activations of a frozen part, which are computed once for all epochs and runs; 0 computes them every time."
+    )
+    image_cache_gb: float = _setting(
+        4.0, "GiB on disk for training photos, decoded once for all epochs and runs; 0 decodes them in every epoch."
+    )
+    dataloader_num_workers: int = _setting(
+        -1, "Processes that load photos; -1 chooses: none beside training on a CPU, which needs all cores, up to 8 beside a GPU."
+    )
     remove_unused_columns: bool = _setting(False, "Stays false: photos become pixels when they are read.")
 
     def __post_init__(self) -> None:
@@ -142,8 +171,16 @@ class FinetuneArguments(TrainingArguments):
             raise ConfigError(problems)
         # what depends on the machine, as it was asked for: the same file must start the same run on another one
         self._requested = {name: values[name] for name in _MACHINE_FIELDS}
-        if device_kind(self.use_cpu) == "cpu":
+        device = device_kind(self.use_cpu)
+        if device == "cpu":
             self.use_cpu = True
+        if self.dataloader_num_workers == -1:
+            self.dataloader_num_workers = loader_processes(device)
+            self.dataloader_persistent_workers |= self.dataloader_num_workers > 0
+        if self.precision == "auto" and not self.fp16 and device in ("cpu", "cuda") and has_native_bf16(device):
+            self.bf16 = True
+            if device == "cuda" and self.tf32 is None:
+                self.tf32 = True  # for what autocast leaves in float32
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):
             self.greater_is_better = False
         super().__post_init__()
@@ -153,7 +190,17 @@ class FinetuneArguments(TrainingArguments):
 
 
 # TrainingArguments replaces these by what the machine it runs on needs
-_MACHINE_FIELDS = ("use_cpu", "dataloader_pin_memory", "dataloader_multiprocessing_context", "torch_compile_backend", "disable_tqdm")
+_MACHINE_FIELDS = (
+    "use_cpu",
+    "bf16",
+    "tf32",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+    "dataloader_multiprocessing_context",
+    "torch_compile_backend",
+    "disable_tqdm",
+)
 # of one launch, or without effect, or the old name of another field; never in config.yaml
 _UNRECORDED = SECRET_FIELDS.union(
     FIXED_FIELDS,

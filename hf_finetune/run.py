@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +16,14 @@ import torch
 from datasets import DatasetDict
 from peft import PeftModel
 from PIL import Image
-from transformers import BaseImageProcessor, PreTrainedModel, set_seed
+from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback, set_seed
 
 from hf_finetune.arguments import Arguments, FinetuneArguments, ModelArguments
 from hf_finetune.data.catalog import load_dataset
 from hf_finetune.data.transforms import to_rgb
 from hf_finetune.errors import Interrupted
 from hf_finetune.models.classifier import load_classifier, save_classifier
-from hf_finetune.models.freezing import freeze_backbone
+from hf_finetune.models.freezing import freeze
 from hf_finetune.models.lora import add_lora, merge_lora
 from hf_finetune.reporting.hub import check_repo_id, push_run
 from hf_finetune.reporting.intervals import wilson_interval
@@ -33,7 +34,10 @@ from hf_finetune.run_directory import check_directory, claim_directory, resume_c
 from hf_finetune.run_metrics import describe_run, model_facts, training_figures
 from hf_finetune.training.callbacks import StopOnSignal
 from hf_finetune.training.evaluation import Evaluation, evaluation_of
+from hf_finetune.training.precision import describe
 from hf_finetune.training.trainer import FinetuneTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,16 +96,11 @@ def finetune(arguments: Arguments) -> Run:
     dataset = load_splits(arguments, notices)
     model, processor = load_model(arguments.model, dataset, notices)
     facts, stop = model_facts(arguments.model), StopOnSignal()
-    trainer = FinetuneTrainer(
-        adapt(model, arguments.model),
-        without_push(training),
-        dataset["train"],
-        dataset["validation"],
-        processor,
-        augmentation=arguments.data.augmentation,
-        callbacks=[stop],
-    )
+    trainer = build_trainer(arguments, dataset, model, processor, [stop])
     claim_directory(arguments)  # only now that everything that could be wrong with the input has been looked at
+    logger.info(describe(training, trainer.layout))
+    trainer.keep_features(training.feature_cache_gb)
+    trainer.keep_photos(training.image_cache_gb)
     figures = train(trainer, checkpoint, len(dataset["train"]), notices)
     if stop.received is not None:
         raise Interrupted(
@@ -116,6 +115,22 @@ def finetune(arguments: Arguments) -> Run:
         if training.push_to_hub:
             url = push_run(directory, str(training.hub_model_id), private=bool(training.hub_private_repo), token=training.hub_token)
     return Run(directory, metrics, model, processor, dataset, url)
+
+
+def build_trainer(
+    arguments: Arguments, dataset: DatasetDict, model: PreTrainedModel, processor: BaseImageProcessor, callbacks: list[TrainerCallback]
+) -> FinetuneTrainer:
+    """Return the trainer for `model`, adapted or frozen as `arguments` say, on the splits of `dataset`."""
+    return FinetuneTrainer(
+        adapt(model, arguments.model),
+        without_push(arguments.training),
+        dataset["train"],
+        dataset["validation"],
+        processor,
+        augmentation=arguments.data.augmentation,
+        views=arguments.data.augmentation_views,
+        callbacks=callbacks,
+    )
 
 
 def without_push(arguments: FinetuneArguments) -> FinetuneArguments:
@@ -170,8 +185,7 @@ def adapt(model: PreTrainedModel, arguments: ModelArguments) -> torch.nn.Module:
             dora=arguments.lora_dora,
             rslora=arguments.lora_rslora,
         )
-    if arguments.freeze == "head":
-        freeze_backbone(model)
+    freeze(model, arguments.freeze)
     return model
 
 

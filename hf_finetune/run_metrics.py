@@ -20,6 +20,7 @@ from hf_finetune.arguments import Arguments, ModelArguments
 from hf_finetune.data.catalog import dataset_origin
 from hf_finetune.models.sources import embedded_names
 from hf_finetune.training.evaluation import Evaluation
+from hf_finetune.training.precision import computing_dtype
 from hf_finetune.training.trainer import FinetuneTrainer
 
 _PACKAGES = ("torch", "transformers", "datasets", "peft", "timm", "accelerate", "evaluate", "hf_finetune")
@@ -42,16 +43,22 @@ def environment(trainer: FinetuneTrainer) -> dict[str, Any]:
         "device": str(args.device.type),
         "processor": _processor_name(),
         "threads": torch.get_num_threads(),
-        "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "dtype": str(computing_dtype(args)).removeprefix("torch."),
+        "memory_layout": trainer.layout,
         "seed": args.seed,
         "processes": args.world_size,
     }
 
 
 def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from_step: int, train_images: int) -> dict[str, Any]:
-    """Return time, throughput, memory and parameter counts; times are seconds of this process, validation counted apart."""
+    """Return time, throughput, memory and parameter counts; times are seconds of this process.
+
+    `runtime_s` holds what the feature cache took to compute, `feature_cache` says how much that was; validation is counted apart too.
+    """
     validation = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history if entry["step"] >= resumed_from_step)
-    total, steps = output.metrics["train_runtime"], trainer.state.global_step - resumed_from_step
+    features = trainer.features.summary() if trainer.features else None
+    computing = features["seconds"] if features else 0.0
+    total, steps = output.metrics["train_runtime"] + computing, trainer.state.global_step - resumed_from_step
     images = train_images * trainer.state.epoch * steps / max(trainer.state.global_step, 1)
     parameters = list(trainer.accelerator.unwrap_model(trainer.model).parameters())
     return {
@@ -61,6 +68,7 @@ def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from
         "peak_memory_bytes": peak_memory_bytes(),
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
+        "feature_cache": features,
         "resumed_from_step": resumed_from_step,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint).name if trainer.state.best_model_checkpoint else None,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),

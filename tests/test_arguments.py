@@ -47,6 +47,7 @@ class TestDefaults:
             "max_eval_samples": None,
             "skip_bad_images": False,
             "augmentation": "light",
+            "augmentation_views": None,
         }
         assert vars(arguments.model) == {
             "model": "google/vit-base-patch16-224-in21k",
@@ -168,7 +169,7 @@ class TestMakeArguments:
         assert caught.value.problems == [
             "Unknown setting lora_rnak. Did you mean 'lora_rank'?",
             "seed must be an integer, not '1'. Remove the quotes.",
-            "freeze must be one of none, head, not 'haed'. Did you mean 'head'?",
+            "freeze must be none, head, or last:L with L at least 1, such as last:2, not 'haed'. Did you mean 'head'?",
             "Unknown setting evaluation_strategy: today it is eval_strategy.",
             "max_steps must be an integer, not true.",
             "lora_rank=4 has no effect with adapter='none' (the default): add adapter='lora' or leave it out.",

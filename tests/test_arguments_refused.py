@@ -201,7 +201,10 @@ RANGES = {
     "warmup_steps": ("-1", "at least 0"),
     "label_smoothing_factor": ("1.5", "at least 0 and below 1"),
     "save_total_limit": ("0", "at least 1"),
-    "dataloader_num_workers": ("-1", "at least 0"),
+    "dataloader_num_workers": ("-2", "at least 0, or -1 to choose by the machine"),
+    "augmentation_views": ("0", "at least 1"),
+    "feature_cache_gb": ("-1", "at least 0"),
+    "image_cache_gb": ("nan", "at least 0"),
     "seed": ("-1", "between 0 and 4294967295"),
     "logging_steps": ("inf", "above 0"),
 }
@@ -226,6 +229,19 @@ CONTRADICTIONS = {
         ["--freeze", "head", "--preset", "demo"],
         "--freeze head and --adapter lora (preset demo) exclude each other: give --adapter none to train the head alone, "
         "or --freeze none to train with LoRA.",
+    ),
+    "last layers with LoRA": (
+        ["--freeze", "last:2", "--adapter", "lora"],
+        "--freeze last:2 and --adapter lora exclude each other: give --adapter none to train the last layers, "
+        "or --freeze none to train with LoRA.",
+    ),
+    "views of nothing": (
+        ["--augmentation", "none", "--augmentation_views", "4"],
+        "--augmentation_views 4 has no effect with --augmentation none; leave one of them out.",
+    ),
+    "two precisions": (
+        ["--precision", "fp32", "--fp16"],
+        "--precision fp32 and --fp16 exclude each other; give one.",
     ),
     "one column": (
         ["--label_column", "image"],

@@ -48,15 +48,16 @@ _RATE = Range("at least 0 and below 1", low=0, high=1, open_high=True)
 _SEED = Range("between 0 and 4294967295", low=0, high=2**32 - 1)
 
 RANGES: dict[str, Range] = {
-    **dict.fromkeys(("max_train_samples", "max_eval_samples", "image_size", "lora_rank", "lora_alpha"), _COUNT),
+    **dict.fromkeys(("max_train_samples", "max_eval_samples", "augmentation_views", "image_size", "lora_rank", "lora_alpha"), _COUNT),
     **dict.fromkeys(("validation_fraction", "test_fraction"), _FRACTION),
     **dict.fromkeys(("lora_dropout", "label_smoothing_factor", "adam_beta1", "adam_beta2"), _RATE),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), _COUNT),
     **dict.fromkeys(("save_total_limit", "eval_accumulation_steps", "dataloader_prefetch_factor", "ddp_timeout"), _COUNT),
     **dict.fromkeys(("num_train_epochs", "learning_rate", "head_learning_rate", "adam_epsilon"), _POSITIVE),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), _POSITIVE),
-    **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers", "eval_delay"), _NOT_NEGATIVE),
+    **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm", "eval_delay", "feature_cache_gb", "image_cache_gb"), _NOT_NEGATIVE),
     **dict.fromkeys(("seed", "data_seed"), _SEED),
+    "dataloader_num_workers": Range("at least 0, or -1 to choose by the machine", low=-1),
 }
 
 # what `FinetuneTrainer` reports for a split, and so what a run can be selected by
@@ -127,6 +128,13 @@ def _layers_problem(value: str) -> str | None:
     return f"must be all, last:N, or block numbers such as 6-11 or 0,2,4, not {value!r}."
 
 
+def _freeze_problem(value: str) -> str | None:
+    named = ("none", "head", "last:L")
+    if value in named[:2] or re.fullmatch(r"last:[1-9]\d*", value):
+        return None
+    return f"must be none, head, or last:L with L at least 1, such as last:2, not {value!r}.{did_you_mean(value, named)}"
+
+
 def _metric_problem(value: str) -> str | None:
     if value.removeprefix("eval_") in SELECTABLE_METRICS:
         return None
@@ -178,6 +186,7 @@ def _mapping_problem(value: dict[str, Any] | str) -> str | None:
 _TEXT_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "lora_targets": _targets_problem,
     "lora_layers": _layers_problem,
+    "freeze": _freeze_problem,
     "metric_for_best_model": _metric_problem,
     "resume_from_checkpoint": _resume_problem,
     "report_to": _report_problem,
@@ -251,6 +260,8 @@ def moot_fields(values: Mapping[str, Any]) -> set[str]:
     moot = set(LORA_FIELDS) if values["adapter"] == "none" else set()
     if values["max_steps"] > 0:
         moot.add("num_train_epochs")
+    if values["augmentation"] == "none":
+        moot.add("augmentation_views")
     return moot
 
 
@@ -283,6 +294,14 @@ def has_native_bf16(device: str) -> bool:
     if device == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return True
+
+
+def loader_processes(device: str) -> int:
+    """Return how many processes should load photos for one training process on a device of this kind (see `device_kind`)."""
+    if device == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1, 0))
 
 
 def precision_problems(values: Mapping[str, Any], name: Callable[[str], str]) -> list[tuple[str, str]]:

@@ -70,22 +70,30 @@ def contradictions(settings: Settings, rejected: Set[str] = frozenset()) -> list
         settings: All settings.
         rejected: Settings whose value is not the one that was meant; nothing is said of them.
     """
-    checks = (_adapter, _columns, _duration, _best_model, _directory, _hub, _needs, _precision)
+    checks = (_adapter, _views, _columns, _duration, _best_model, _directory, _hub, _needs, _precision)
     return [sentence for check in checks for names, sentence in check(settings) if rejected.isdisjoint(names)]
 
 
 def _adapter(settings: Settings) -> _Found:
-    if settings["adapter"] != "none" and settings["freeze"] == "head":
+    if settings["adapter"] != "none" and settings["freeze"] != "none":
+        alone = "the head alone" if settings["freeze"] == "head" else "the last layers"
         yield (
             ("adapter", "freeze"),
             f"{settings.said('freeze')} and {settings.said('adapter')} exclude each other: give {settings.advice('adapter', 'none')} "
-            f"to train the head alone, or {settings.advice('freeze', 'none')} to train with LoRA.",
+            f"to train {alone}, or {settings.advice('freeze', 'none')} to train with LoRA.",
         )
     if settings["adapter"] == "none":
         remedy = f"add {settings.advice('adapter', 'lora')} or leave it out"
         for name in LORA_FIELDS:
             if not settings.overrules("adapter", name):
                 yield ("adapter", name), f"{settings.said(name)} has no effect with {settings.said('adapter')}: {remedy}."
+
+
+def _views(settings: Settings) -> _Found:
+    names = ("augmentation", "augmentation_views")
+    unused = settings["augmentation"] == "none" and settings["augmentation_views"] is not None
+    if unused and not settings.overrules(*names):
+        yield names, f"{settings.said('augmentation_views')} has no effect with {settings.said('augmentation')}; leave one of them out."
 
 
 def _columns(settings: Settings) -> _Found:
@@ -133,7 +141,7 @@ def _needs(settings: Settings) -> _Found:
         "fsdp_config": ("fsdp", "full_shard"),
     }
     for name, (other, value) in needs.items():
-        if settings[name] and not settings[other]:
+        if settings[name] and settings[other] in (None, False, 0, -1, "", []):  # -1 leaves the number of workers to the machine
             yield (
                 (name, other),
                 f"{settings.said(name)} has no effect without {settings.advice(other, value)}; add it or leave the first out.",
@@ -141,5 +149,8 @@ def _needs(settings: Settings) -> _Found:
 
 
 def _precision(settings: Settings) -> _Found:
+    for half in ("bf16", "fp16"):
+        if settings["precision"] == "fp32" and settings[half]:
+            yield ("precision", half), f"{settings.said('precision')} and {settings.said(half)} exclude each other; give one."
     for field, sentence in precision_problems(settings.values, lambda name: settings.sources[name].name(name)):
         yield (field,), sentence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from hf_finetune.data.notices import counted, note
+from hf_finetune.data.stored_arrays import cache_root, data_fingerprint, digest
 from hf_finetune.errors import DataError, listed
 
 logger = logging.getLogger(__name__)
@@ -170,15 +170,7 @@ def _verdict(split: datasets.Dataset) -> Verdict:
 
 
 def _cache_path(split: datasets.Dataset) -> Path:
-    digest = hashlib.sha256(f"{_VERSION} {split._fingerprint}".encode())
-    for chunk in split.data.column("image").chunks:  # a fingerprint covers paths, not what the files at these paths hold
-        for path in chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist():
-            try:
-                status = os.stat(path or "")
-                digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-            except OSError:
-                digest.update(f"{path} missing".encode())
-    return Path(datasets.config.HF_DATASETS_CACHE) / "hf_finetune" / f"images-{digest.hexdigest()[:32]}.json"
+    return cache_root() / f"images-{digest(str(_VERSION), data_fingerprint(split))}.json"
 
 
 def _inspect_all(split: datasets.Dataset) -> Verdict:

@@ -6,6 +6,7 @@ Both are callables for `datasets.Dataset.with_transform` on batches `{"image": [
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -135,20 +136,21 @@ class TrainTransform:
             4:3, resized to the checkpoint's size, and a horizontal flip of every second photo. `"medium"`: `light`, then
             a rotation of up to 15 degrees and a zoom of up to 10 %, with the checkpoint's mean colour around the photo.
         seed: At least 0.
+        views: Draw so many views of each photo and go round among them, one an epoch; None draws new ones in every epoch.
 
     Raises:
         ConfigError: If `augmentation` is not one of the three.
         ModelError: If the image processor does more than resize, crop, rescale and normalise, which `light` and `medium` cannot repeat.
     """
 
-    def __init__(self, processor: Any, augmentation: str, seed: int) -> None:
+    def __init__(self, processor: Any, augmentation: str, seed: int, views: int | None = None) -> None:
         if augmentation not in AUGMENTATIONS:
             raise ConfigError(
                 f"--augmentation {augmentation} is not known; choose one of {', '.join(AUGMENTATIONS)}."
                 + did_you_mean(augmentation, AUGMENTATIONS)
             )
         self.seed = int(seed)  # a NumPy integer would print, and so draw, differently
-        self.augmentation = augmentation
+        self.augmentation, self.views = augmentation, views
         self.evaluation = EvalTransform(processor)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if augmentation == "none":
@@ -167,6 +169,17 @@ class TrainTransform:
         """Draw the views of `epoch`, at least 0, from now on, in loader workers too."""
         self._epoch.fill_(epoch)
 
+    @property
+    def view(self) -> int:
+        """The view of a photo that is drawn now: the epoch, or its remainder where there are only so many views."""
+        return self.epoch % self.views if self.views else self.epoch
+
+    def at_view(self, view: int) -> TrainTransform:
+        """Return a transform that always draws `view`."""
+        fixed = copy.copy(self)
+        fixed._epoch = torch.tensor(view)
+        return fixed
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainTransform:
         # `datasets` copies a data set with its transform on every `select`; a copy with an epoch of its own would never advance
         return self
@@ -182,7 +195,7 @@ class TrainTransform:
         image = to_rgb(image)
         with torch.random.fork_rng(devices=[]):
             # the CPU generator alone: torch.manual_seed would reseed every accelerator too
-            torch.default_generator.manual_seed(_stable_seed(self.seed, self.epoch, image_id))
+            torch.default_generator.manual_seed(_stable_seed(self.seed, self.view, image_id))
             image = self._augment(image)
         return self._normalised(image)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,18 +15,26 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Tr
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_finetune.arguments import FinetuneArguments
+from hf_finetune.data.decoded import DecodedPhotos, photo_directory
+from hf_finetune.data.stored_arrays import GIBIBYTE, ArrayStore, StoreError
 from hf_finetune.data.transforms import EvalTransform, TrainTransform
 from hf_finetune.models.classifier import quiet
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.callbacks import EpochToTransform, ReadableLog
+from hf_finetune.training.features import CachedFeatures, FeatureCache, feature_directory
 from hf_finetune.training.losses import CrossEntropy
 from hf_finetune.training.optim import parameter_groups
+from hf_finetune.training.precision import computing_dtype, set_layout
+from hf_finetune.training.prefix import CACHED, PrefixError, find_frozen_prefix
+
+logger = logging.getLogger(__name__)
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return `pixel_values` [B, 3, H, W] float32 and `labels` [B] int64 from transformed examples."""
+    """Return `labels` [B] int64 and `pixel_values` [B, 3, H, W] float32, or the cached activations in their place, from examples."""
+    inputs = CACHED if CACHED in examples[0] else "pixel_values"
     return {
-        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        inputs: torch.stack([example[inputs] for example in examples]),
         "labels": torch.tensor([example["labels"] for example in examples]),
     }
 
@@ -64,6 +73,7 @@ class FinetuneTrainer(Trainer):
         eval_dataset: The validation split; selection happens here.
         processor: The checkpoint's image processor; it is saved beside every checkpoint.
         augmentation: Name of the training augmentation, see `hf_finetune.data.transforms`.
+        views: Random views of each photo; None draws new ones in every epoch.
         loss: A callable as `CrossEntropy`; by default cross-entropy with `args.label_smoothing_factor`.
         callbacks: Further callbacks.
     """
@@ -77,21 +87,25 @@ class FinetuneTrainer(Trainer):
         processor: BaseImageProcessor,
         *,
         augmentation: str = "light",
+        views: int | None = None,
         loss: Callable[..., torch.Tensor] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.eval_transform = EvalTransform(processor)
-        train_transform = TrainTransform(processor, augmentation, args.seed)
+        self.train_transform = TrainTransform(processor, augmentation, args.seed, views)
+        self.photos = {"train": train_dataset, "validation": eval_dataset}
+        self.layout = set_layout(model)
+        self.features: FeatureCache | None = None
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset.with_transform(train_transform),
+            train_dataset=train_dataset.with_transform(self.train_transform),
             eval_dataset=eval_dataset.with_transform(self.eval_transform),
             data_collator=collate,
             processing_class=processor,
             compute_metrics=selection_metrics(train_dataset.features["label"].names),
             compute_loss_func=loss or CrossEntropy(args.label_smoothing_factor),
-            callbacks=[EpochToTransform(train_transform), *(callbacks or [])],
+            callbacks=[EpochToTransform(self.train_transform), *(callbacks or [])],
         )
         self.label_names = ["labels"]
         for stock in (ProgressCallback, PrinterCallback):
@@ -114,8 +128,88 @@ class FinetuneTrainer(Trainer):
 
     def predict_split(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the probabilities [N, C] float32 of the model in evaluation mode for the rows of `dataset`, in their order."""
-        output = self.predict(dataset.with_transform(self.eval_transform))
+        output = self.predict(self._rows(dataset))
         return softmax(np.asarray(output.predictions))
+
+    def keep_features(self, limit_gb: float) -> None:
+        """Compute the activations of the frozen part once, for training and evaluation; one log line says so, or why not.
+
+        Args:
+            limit_gb: GiB on disk that the cache may take; 0 keeps nothing.
+        """
+        model = cast(PreTrainedModel, self.model)
+        if all(parameter.requires_grad for parameter in model.parameters()):
+            return  # nothing is frozen, so nobody expects a cache
+        try:
+            self._refuse_features(limit_gb)
+            images = torch.stack([self.photos["train"].with_transform(self.eval_transform)[row]["pixel_values"] for row in (0, -1)])
+            prefix = find_frozen_prefix(model, images.to(self.args.device), self._autocast)
+            self.features = FeatureCache(
+                prefix,
+                ArrayStore(feature_directory(), int(limit_gb * GIBIBYTE)),
+                self.eval_transform,
+                batch_size=self.args.eval_batch_size,
+                autocast=self._autocast,
+                dtype=computing_dtype(self.args),
+            )
+            with self.args.main_process_first(desc="features"):
+                self.train_dataset = self.features.rows(self.photos["train"], self.train_transform)
+        except (PrefixError, StoreError) as reason:
+            self.features = None
+            logger.info("No feature cache: %s.", str(reason).removesuffix("."))
+            return
+        prefix.attach()
+        with self.args.main_process_first(desc="features"):
+            self.eval_dataset = self._rows(self.photos["validation"])
+        logger.info(
+            "Feature cache: the frozen part below %s is not computed again in any epoch (%d photos computed in %.0f s, %d found).",
+            *(self.features.summary()[key] for key in ("boundary", "computed", "seconds", "reused")),
+        )
+
+    def keep_photos(self, limit_gb: float) -> None:
+        """Decode the training photos once, where random views are drawn from them; a log line says why it cannot be done.
+
+        Args:
+            limit_gb: GiB on disk that decoded photos may take; 0 decodes them in every epoch.
+        """
+        if limit_gb == 0 or self.train_transform.augmentation == "none" or self.features is not None or self.args.num_train_epochs <= 1:
+            return
+        store = ArrayStore(photo_directory(), int(limit_gb * GIBIBYTE))
+        try:
+            with self.args.main_process_first(desc="photos"):
+                self.train_dataset = DecodedPhotos(self.photos["train"], self.train_transform, store)
+        except StoreError as reason:
+            logger.info("The training photos are decoded in every epoch: %s.", reason)
+
+    def _refuse_features(self, limit_gb: float) -> None:
+        """Raise `PrefixError` where the settings of the run leave nothing to keep."""
+        transform = self.train_transform
+        if limit_gb == 0:
+            raise PrefixError("--feature_cache_gb is 0.")
+        if transform.augmentation != "none" and transform.views is None:
+            raise PrefixError(
+                f"--augmentation {transform.augmentation} draws new views in every epoch; --augmentation_views K keeps K of them."
+            )
+        if self.args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+            raise PrefixError("it does not work with --torch_compile, FSDP, DeepSpeed or several GPUs in one process.")
+
+    def _rows(self, photos: datasets.Dataset) -> datasets.Dataset | CachedFeatures:
+        """Return what evaluation reads for `photos`: their activations where there is a cache, else the photos transformed."""
+        if self.features is not None:
+            try:
+                return self.features.rows(photos, self.eval_transform)
+            except StoreError as reason:
+                logger.info("%d photos go through the whole network in every evaluation: %s.", len(photos), reason)
+        return photos.with_transform(self.eval_transform)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = computing_dtype(self.args)
+        return torch.autocast(self.args.device.type, dtype, enabled=dtype != torch.float32)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate under inference mode, which keeps no books for autograd at all."""
+        with torch.inference_mode():
+            return super().prediction_step(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

@@ -21,7 +21,13 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
     """A function that builds a `FinetuneTrainer` on a tiny checkpoint; keyword arguments override the training arguments."""
 
     def make(
-        kind: str, *, adapt: Callable[[Any], Any] = lambda model: model, augmentation: str = "none", callbacks: Any = None, **overrides: Any
+        kind: str,
+        *,
+        adapt: Callable[[Any], Any] = lambda model: model,
+        augmentation: str = "none",
+        views: int | None = None,
+        callbacks: Any = None,
+        **overrides: Any,
     ) -> FinetuneTrainer:
         checkpoint = checkpoint_of(kind)
         torch.manual_seed(0)  # the new head; building the checkpoint draws random numbers too
@@ -37,7 +43,14 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
         }
         arguments = FinetuneArguments(**{**settings, **overrides})
         return FinetuneTrainer(
-            adapt(model), arguments, photos["train"], photos["validation"], processor, augmentation=augmentation, callbacks=callbacks
+            adapt(model),
+            arguments,
+            photos["train"],
+            photos["validation"],
+            processor,
+            augmentation=augmentation,
+            views=views,
+            callbacks=callbacks,
         )
 
     return make

@@ -118,3 +118,27 @@ def test_predictions_are_probabilities_in_the_order_of_the_rows(make_trainer: Ma
     assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
     backwards = trainer.predict_split(photos["test"].select(range(14, -1, -1)))
     assert np.allclose(backwards[::-1], probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "adapt"), [("vit", add_lora), ("vit", None), ("dinov2", add_lora), ("timm_vit", None)])
+def test_activation_checkpointing_gives_the_same_weights(kind: str, adapt: Callable | None, make_trainer: MakeTrainer):
+    settings = {"adapt": adapt or (lambda model: model), "num_train_epochs": 1}
+    assert_close(trained(make_trainer(kind, **settings)), trained(make_trainer(kind, activation_checkpointing=True, **settings)), 1e-5)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(cached: bool, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+    trainer = make_trainer("timm_resnet", adapt=head_only, auto_find_batch_size=True, per_device_train_batch_size=16)
+    if cached:
+        trainer.keep_features(1.0)
+    step = type(trainer).training_step
+
+    def too_large(self, model, inputs, *args):
+        if len(inputs["labels"]) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(type(trainer), "training_step", too_large)
+    trainer.train()
+    assert trainer.state.global_step == 20
+    assert trainer._train_batch_size == 4

@@ -1,0 +1,151 @@
+"""The feature cache: activations of a frozen prefix, computed once for every photo and read back in every later epoch, cell and run.
+
+Fine-tuning only the head, or only the last blocks, spends nearly all its time on layers that never change. Where no random
+augmentation reaches them, their activations are kept in a memory-mapped file. Its name depends on the weights of the prefix, on
+how photos become pixels, on the photos, on the depth and on the precision, so a file is only ever found by a run for which it is right.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from hf_finetune.data.stored_arrays import ArrayStore, cache_root, data_fingerprint, digest
+from hf_finetune.data.transforms import EvalTransform, TrainTransform
+from hf_finetune.training.prefix import CACHED, FrozenPrefix
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # of the files; raise it when the same inputs would give other activations
+_SETTINGS_OF_LABELS = ("id2label", "label2id", "label_names", "num_labels", "num_classes", "_name_or_path", "problem_type")
+
+
+def feature_directory() -> Path:
+    """Return the folder of the cached activations."""
+    return cache_root() / "features"
+
+
+class CachedFeatures(torch.utils.data.Dataset):
+    """Rows of activations in place of photos.
+
+    Args:
+        views: For each view of the training photos an array [N, ...] float32; one view without augmentation.
+        labels: N labels.
+        view: Gives the index of the view that is used now.
+        dtype: Of the activations as the network computed them.
+    """
+
+    def __init__(self, views: list[np.ndarray], labels: list[int], view: Callable[[], int], dtype: torch.dtype) -> None:
+        self.views, self.labels, self.view, self.dtype = views, labels, view, dtype
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Return `cached_activations` and `labels` of the rows."""
+        array = self.views[self.view()]
+        return [{CACHED: torch.from_numpy(np.array(array[row])).to(self.dtype), "labels": self.labels[row]} for row in rows]
+
+
+class FeatureCache:
+    """What a trainer needs to read activations in place of photos.
+
+    Args:
+        prefix: The part of the network that is left out.
+        store: Where the arrays lie.
+        evaluation: The view of a photo without augmentation.
+        batch_size: Photos a forward pass of the prefix.
+        autocast: The precision to compute in.
+        dtype: Of what autocast computes.
+
+    Attributes:
+        seconds: Spent on computing and reading so far.
+        computed: Photos computed so far.
+        reused: Photos found in the cache so far.
+    """
+
+    def __init__(
+        self,
+        prefix: FrozenPrefix,
+        store: ArrayStore,
+        evaluation: EvalTransform,
+        *,
+        batch_size: int = 64,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.prefix, self.store, self.evaluation = prefix, store, evaluation
+        self.batch_size, self.autocast, self.dtype = batch_size, autocast, dtype
+        self.seconds, self.computed, self.reused = 0.0, 0, 0
+        self._network = digest(prefix.boundary, prefix.description(), self._settings(), *self._weights())
+
+    def rows(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform) -> CachedFeatures:
+        """Return the activations of `split` under `transform`, computing those that are not in the cache.
+
+        Raises:
+            StoreError: If they cannot be kept.
+        """
+        random = transform if isinstance(transform, TrainTransform) and transform.augmentation != "none" else None
+        start, data = time.perf_counter(), data_fingerprint(split)
+        if random is None:
+            arrays, view = [self._array(split, self.evaluation, data, "evaluation")], lambda: 0
+        else:
+            drawn = range(random.views or 1)
+            arrays = [self._array(split, random.at_view(k), data, f"{random.augmentation} {random.seed} {k}") for k in drawn]
+            view = lambda: random.view  # noqa: E731
+        self.seconds += time.perf_counter() - start
+        return CachedFeatures(arrays, split.with_format(None)["label"][:], view, self.dtype)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `metrics.json` says of the cache."""
+        return {"boundary": self.prefix.boundary, "computed": self.computed, "reused": self.reused, "seconds": self.seconds}
+
+    def _array(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform, data: str, view: str) -> np.ndarray:
+        name = digest(str(_VERSION), torch.__version__, self._network, data, self._pixels(), str(self.dtype), view)
+        found = self.store.open(name)
+        if found is not None:
+            self.reused += len(split)
+            return found
+        self.computed += len(split)
+        batches = self._batches(split, transform)
+        first = next(batches)
+        return self.store.write(name, (len(split), *first.shape[1:]), "float32", itertools.chain([first], batches))
+
+    def _batches(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform) -> Iterator[np.ndarray]:
+        device = next(self.prefix.model.parameters()).device
+        loader = DataLoader(split.with_transform(transform), batch_size=self.batch_size, collate_fn=_pixels_of)
+        for pixels in loader:
+            with self.autocast():
+                yield self.prefix.activations(pixels.to(device)).float().cpu().numpy()
+
+    def _weights(self) -> Iterator[str | bytes]:
+        for name, tensor in self.prefix.tensors():
+            yield name
+            yield tensor.detach().cpu().contiguous().numpy().tobytes()
+
+    def _settings(self) -> str:
+        config = self.prefix.model.config.to_dict()  # type: ignore[union-attr, operator]
+        return json.dumps({key: value for key, value in config.items() if key not in _SETTINGS_OF_LABELS}, sort_keys=True, default=str)
+
+    def _pixels(self) -> str:
+        processor = self.evaluation.processor
+        own = getattr(processor, "data_config", None) or processor.to_dict()
+        return type(processor).__name__ + json.dumps(own, sort_keys=True, default=str)
+
+
+def _pixels_of(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.stack([row["pixel_values"] for row in rows])

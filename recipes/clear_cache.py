@@ -1,0 +1,24 @@
+"""Delete what earlier runs kept to be faster: activations of frozen layers, decoded photos. What a run wrote into its own folder stays.
+
+python recipes/clear_cache.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from hf_finetune.data.decoded import photo_directory
+from hf_finetune.data.stored_arrays import GIBIBYTE, clear
+from hf_finetune.training.features import feature_directory
+
+
+def main() -> None:
+    """Delete, and say how much that freed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    for directory in (feature_directory(), photo_directory()):
+        print(f"{clear(directory) / GIBIBYTE:.2f} GiB freed in {directory}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The feature cache: the weights of a run are those without it, and a file is found only where it is right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from torch import nn
+
+from hf_finetune.data.stored_arrays import ArrayStore
+from hf_finetune.data.transforms import EvalTransform, TrainTransform
+from hf_finetune.models.classifier import load_classifier
+from hf_finetune.models.freezing import freeze
+from hf_finetune.models.lora import add_lora
+from hf_finetune.training.features import FeatureCache, feature_directory
+from hf_finetune.training.prefix import CACHED, find_frozen_prefix
+from hf_finetune.training.trainer import FinetuneTrainer
+from tests.coloured import NAMES, photo_split, weights_of
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of `datasets`, so that no test finds what another one computed."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def frozen(which: str) -> Callable[[nn.Module], nn.Module]:
+    def adapt(model: nn.Module) -> nn.Module:
+        freeze(model, which)
+        return model
+
+    return adapt
+
+
+def lora_on_top(model: Any) -> nn.Module:
+    return add_lora(model, rank=2, layers="last:1")
+
+
+def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapt", "views"),
+    [
+        ("vit", frozen("head"), None),
+        ("vit", lora_on_top, None),
+        ("vit", frozen("last:1"), 2),
+        ("timm_resnet", frozen("head"), None),
+        ("timm_resnet", frozen("last:2"), 2),
+        ("dinov2", frozen("last:1"), None),
+    ],
+)
+def test_cached_and_uncached_training_give_the_same_weights(kind, adapt, views, make_trainer, photos) -> None:
+    found = {}
+    for cached in (True, False):
+        settings = {"num_train_epochs": 3, "eval_strategy": "epoch", "views": views, "augmentation": "light" if views else "none"}
+        trainer = make_trainer(kind, adapt=adapt, **settings)
+        if cached:
+            trainer.keep_features(1.0)
+            assert trainer.features is not None
+            assert trainer.features.computed == len(photos["train"]) * (views or 1) + len(photos["validation"])
+        trainer.train()
+        losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        found[cached] = weights_of(trainer.model), losses, torch.from_numpy(trainer.predict_split(photos["test"]))
+    assert_near(found[True][0], found[False][0])
+    torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[True][2], found[False][2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_run_with_another_seed_finds_everything(make_trainer, photos) -> None:
+    for seed, computed in ((1, 70), (2, 0)):
+        trainer = make_trainer("timm_resnet", adapt=frozen("head"), seed=seed)
+        trainer.keep_features(1.0)
+        trainer.predict_split(photos["test"])
+        assert (trainer.features.computed, trainer.features.reused) == (computed, 70 - computed)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(make_trainer) -> None:
+    settings = {"adapt": frozen("last:1"), "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 7, "augmentation": "none"}
+    found = []
+    for checkpoint in (None, "checkpoint-7"):
+        trainer = make_trainer("timm_resnet", **settings)
+        trainer.keep_features(1.0)
+        trainer.train(resume_from_checkpoint=checkpoint and str(Path(trainer.args.output_dir) / checkpoint))
+        found.append(weights_of(trainer.model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+# --- stale features -------------------------------------------------------------------------------------------------------------
+
+
+def computed_for(
+    checkpoint: Path,
+    photos: datasets.Dataset,
+    *,
+    which: str = "head",
+    change: Callable[[Any], None] | None = None,
+    image_size: int = 32,
+    augmentation: str = "none",
+    seed: int = 0,
+    views: int | None = None,
+) -> int:
+    """How many views of photos a cache has to compute for a model that `change` changes."""
+    torch.manual_seed(0)
+    model, processor = load_classifier(str(checkpoint), NAMES, image_size=image_size)
+    freeze(model, which)
+    if change is not None:
+        change(model)
+    prefix = find_frozen_prefix(model, torch.randn(2, 3, image_size, image_size))
+    features = FeatureCache(prefix, ArrayStore(feature_directory(), 2**30), EvalTransform(processor))
+    features.rows(photos, TrainTransform(processor, augmentation, seed, views))
+    return features.computed
+
+
+def nudge(name: str) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        with torch.no_grad():
+            dict([*model.named_parameters(), *model.named_buffers()])[name].add_(1e-3)
+
+    return change
+
+
+def other_epsilon(model: Any) -> None:
+    model.timm_model.bn1.eps = 1e-3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"change": nudge("timm_model.layer1.0.conv1.weight")},
+        {"change": nudge("timm_model.layer2.0.bn1.running_mean")},
+        {"change": other_epsilon},
+        {"which": "last:1"},
+        {"augmentation": "light", "views": 1},
+        {"image_size": 64},
+    ],
+    ids=["weights", "statistics", "settings", "depth", "augmentation", "size"],
+)
+def test_what_changes_the_activations_is_never_served_old_ones(other: dict[str, Any], checkpoint_of) -> None:
+    photos = photo_split(2)
+    assert computed_for(checkpoint_of("timm_resnet"), photos) == 10
+    assert computed_for(checkpoint_of("timm_resnet"), photos) == 0
+    assert computed_for(checkpoint_of("timm_resnet"), photos, **other) == 10
+
+
+def test_other_photos_and_other_views_are_computed(checkpoint_of) -> None:
+    checkpoint = checkpoint_of("timm_resnet")
+    assert computed_for(checkpoint, photo_split(2), augmentation="light", views=2) == 20
+    assert computed_for(checkpoint, photo_split(2), augmentation="light", views=3) == 10
+    assert computed_for(checkpoint, photo_split(2), augmentation="light", views=2, seed=1) == 20
+    assert computed_for(checkpoint, photo_split(2, 1), augmentation="light", views=2) == 20
+
+
+def test_a_file_that_was_written_over_is_read_again(checkpoint_of, tmp_path: Path) -> None:
+    from hf_finetune.data.catalog import load_dataset
+
+    for row in photo_split(12):
+        folder = tmp_path / "photos" / NAMES[row["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{row['image_id']}.png")
+
+    def train() -> datasets.Dataset:
+        return load_dataset(str(tmp_path / "photos"))["train"]
+
+    checkpoint, count = checkpoint_of("timm_resnet"), len(train())
+    assert computed_for(checkpoint, train()) == count
+    assert computed_for(checkpoint, train()) == 0
+    for file in (tmp_path / "photos" / "red").iterdir():
+        os.utime(file, (1, 1))
+    assert computed_for(checkpoint, train()) == count
+
+
+def test_weights_that_only_the_trained_part_uses_do_not_matter(checkpoint_of) -> None:
+    photos = photo_split(2)
+    assert computed_for(checkpoint_of("timm_resnet"), photos, which="last:1") == 10
+    assert computed_for(checkpoint_of("timm_resnet"), photos, which="last:1", change=nudge("timm_model.layer4.0.conv1.weight")) == 0
+
+
+# --- when it cannot be used -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limit", "line"),
+    [
+        ({"augmentation": "light"}, 1.0, "--augmentation light draws new views in every epoch; --augmentation_views K keeps K of them"),
+        ({}, 0.0, "--feature_cache_gb is 0"),
+        ({}, 1e-6, "0.00 GiB are needed and 0.00 GiB allowed"),
+    ],
+)
+def test_one_line_says_why_there_is_no_cache(overrides, limit, line, make_trainer, caplog) -> None:
+    trainer: FinetuneTrainer = make_trainer("timm_resnet", adapt=frozen("head"), **overrides)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        trainer.keep_features(limit)
+    assert [record.getMessage() for record in caplog.records] == [f"No feature cache: {line}."]
+    assert trainer.features is None
+    trainer.train()
+
+
+def test_full_fine_tuning_says_nothing(make_trainer, caplog) -> None:
+    trainer = make_trainer("vit")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        trainer.keep_features(1.0)
+    assert not caplog.records
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(make_trainer, cache: Path, caplog) -> None:
+    cache.mkdir()
+    (cache / "hf_finetune").write_text("in the way")
+    trainer = make_trainer("timm_resnet", adapt=frozen("head"))
+    with caplog.at_level("INFO"):
+        trainer.keep_features(1.0)
+    assert caplog.records[-1].getMessage().startswith("No feature cache: ")
+    assert "pixel_values" in trainer.train_dataset[0]
+
+
+def test_a_file_cut_short_is_computed_again(make_trainer, caplog) -> None:
+    make_trainer("timm_resnet", adapt=frozen("head")).keep_features(1.0)
+    for file in feature_directory().iterdir():
+        os.truncate(file, file.stat().st_size // 2)
+    trainer = make_trainer("timm_resnet", adapt=frozen("head"))
+    trainer.keep_features(1.0)
+    assert trainer.features.computed == 55
+    assert trainer.train_dataset[0][CACHED].shape == (16,)

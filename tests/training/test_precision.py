@@ -1,0 +1,83 @@
+"""Precision and layout: chosen by the hardware, said in a line, and without an effect on what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import hf_finetune.argument_parsing.checks as checks
+import hf_finetune.arguments as arguments_module
+from hf_finetune.arguments import FinetuneArguments, config_values, make_arguments
+from hf_finetune.models.classifier import load_classifier, save_classifier
+from hf_finetune.training.precision import computing_dtype, describe, is_convolutional, set_layout
+from tests.builders import LABELS
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that computes in bfloat16."""
+    for module in (checks, arguments_module):
+        monkeypatch.setattr(module, "has_native_bf16", lambda device: True)
+
+
+@pytest.fixture
+def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that does not."""
+    for module in (checks, arguments_module):
+        monkeypatch.setattr(module, "has_native_bf16", lambda device: False)
+    monkeypatch.setattr("hf_finetune.training.precision.has_native_bf16", lambda device: False)
+
+
+def test_bfloat16_where_the_hardware_has_it(native: None) -> None:
+    arguments = FinetuneArguments("runs/x", use_cpu=True)
+    assert computing_dtype(arguments) == torch.bfloat16
+    line = "Computing in bfloat16, weights and optimizer state in float32; memory layout channels-last."
+    assert describe(arguments, "channels_last") == line
+
+
+def test_float32_where_it_has_not(imitated: None) -> None:
+    arguments = FinetuneArguments("runs/x", use_cpu=True)
+    assert computing_dtype(arguments) == torch.float32
+    line = "Computing in float32 (this CPU has neither AVX512-BF16 nor AMX); memory layout contiguous."
+    assert describe(arguments, "contiguous") == line
+
+
+def test_float32_on_demand(native: None) -> None:
+    arguments = FinetuneArguments("runs/x", use_cpu=True, precision="fp32")
+    assert computing_dtype(arguments) == torch.float32
+    assert describe(arguments, "contiguous") == "Computing in float32 (--precision fp32); memory layout contiguous."
+
+
+def test_the_choice_of_this_machine_is_not_written_into_the_config(native: None) -> None:
+    values = config_values(make_arguments(use_cpu=True, output_dir="runs/x"))
+    assert (values["precision"], values["bf16"]) == ("auto", False)
+
+
+@pytest.mark.parametrize(("kind", "convolutional"), [("vit", False), ("swin", False), ("timm_resnet", True), ("convnext", True)])
+def test_convolutional_networks_are_stored_channels_last_and_saved_as_ever(
+    kind: str, convolutional: bool, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, processor = load_classifier(str(checkpoint_of(kind)), LABELS)
+    pixels = torch.randn(2, 3, 32, 32)
+    before, values = model(pixel_values=pixels).logits, {name: value.clone() for name, value in model.state_dict().items()}
+    assert is_convolutional(model) == convolutional
+    assert set_layout(model) == ("channels_last" if convolutional else "contiguous")
+    torch.testing.assert_close(model(pixel_values=pixels).logits, before, rtol=1e-4, atol=1e-5)
+    save_classifier(model, processor, tmp_path)
+    again, _ = load_classifier(str(tmp_path), LABELS)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, values[name])
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm_resnet"])
+def test_training_in_bfloat16_keeps_weights_and_checkpoint_in_float32(kind: str, make_trainer, native: None) -> None:
+    trainer = make_trainer(kind, num_train_epochs=1, eval_strategy="epoch")
+    assert trainer.args.bf16
+    trainer.train()
+    assert {tensor.dtype for tensor in trainer.model.state_dict().values()} <= {torch.float32, torch.int64}
+    states = [value for state in trainer.optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    assert {value.dtype for value in states} == {torch.float32}
