@@ -99,8 +99,6 @@ def finetune(arguments: Arguments) -> Run:
     trainer = build_trainer(arguments, dataset, model, processor, [stop])
     claim_directory(arguments)  # only now that everything that could be wrong with the input has been looked at
     logger.info(describe(training, trainer.layout))
-    trainer.keep_features(training.feature_cache_gb)
-    trainer.keep_photos(training.image_cache_gb)
     figures = train(trainer, checkpoint, len(dataset["train"]), notices)
     if stop.received is not None:
         raise Interrupted(

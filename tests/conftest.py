@@ -1,10 +1,13 @@
 """Shared by all tests: no network, one place for the real photos, and small classifiers and photo sets made on the spot."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hf-finetune-tests-")
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,11 @@ from tests.coloured import NAMES, photo_split
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL = REPOSITORY.parent / "shared"
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no cache behind; each session has one of its own, so that nothing another one kept is found."""
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.decoded import DecodedPhotos, photo_directory
@@ -131,22 +132,26 @@ class FinetuneTrainer(Trainer):
         output = self.predict(self._rows(dataset))
         return softmax(np.asarray(output.predictions))
 
-    def keep_features(self, limit_gb: float) -> None:
-        """Compute the activations of the frozen part once, for training and evaluation; one log line says so, or why not.
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as `Trainer.train` does, from cached activations or decoded photos where that is possible."""
+        if self.features is None:
+            self._keep_features()
+            self._keep_photos()
+        return super().train(*args, **kwargs)
 
-        Args:
-            limit_gb: GiB on disk that the cache may take; 0 keeps nothing.
-        """
+    def _keep_features(self) -> None:
+        """Compute the activations of the frozen part once, for training and evaluation; one log line says so, or why not."""
         model = cast(PreTrainedModel, self.model)
         if all(parameter.requires_grad for parameter in model.parameters()):
             return  # nothing is frozen, so nobody expects a cache
         try:
-            self._refuse_features(limit_gb)
+            limit = cast(FinetuneArguments, self.args).feature_cache_gb
+            self._refuse_features(limit)
             images = torch.stack([self.photos["train"].with_transform(self.eval_transform)[row]["pixel_values"] for row in (0, -1)])
             prefix = find_frozen_prefix(model, images.to(self.args.device), self._autocast)
             self.features = FeatureCache(
                 prefix,
-                ArrayStore(feature_directory(), int(limit_gb * GIBIBYTE)),
+                ArrayStore(feature_directory(), int(limit * GIBIBYTE)),
                 self.eval_transform,
                 batch_size=self.args.eval_batch_size,
                 autocast=self._autocast,
@@ -166,25 +171,22 @@ class FinetuneTrainer(Trainer):
             *(self.features.summary()[key] for key in ("boundary", "computed", "seconds", "reused")),
         )
 
-    def keep_photos(self, limit_gb: float) -> None:
-        """Decode the training photos once, where random views are drawn from them; a log line says why it cannot be done.
-
-        Args:
-            limit_gb: GiB on disk that decoded photos may take; 0 decodes them in every epoch.
-        """
-        if limit_gb == 0 or self.train_transform.augmentation == "none" or self.features is not None or self.args.num_train_epochs <= 1:
+    def _keep_photos(self) -> None:
+        """Decode the training photos once, where random views are drawn from them; a log line says why it cannot be done."""
+        limit = cast(FinetuneArguments, self.args).image_cache_gb
+        if limit == 0 or self.features is not None or self.train_transform.augmentation == "none" or self.args.num_train_epochs <= 1:
             return
-        store = ArrayStore(photo_directory(), int(limit_gb * GIBIBYTE))
+        store = ArrayStore(photo_directory(), int(limit * GIBIBYTE))
         try:
             with self.args.main_process_first(desc="photos"):
                 self.train_dataset = DecodedPhotos(self.photos["train"], self.train_transform, store)
         except StoreError as reason:
             logger.info("The training photos are decoded in every epoch: %s.", reason)
 
-    def _refuse_features(self, limit_gb: float) -> None:
+    def _refuse_features(self, limit: float) -> None:
         """Raise `PrefixError` where the settings of the run leave nothing to keep."""
         transform = self.train_transform
-        if limit_gb == 0:
+        if limit == 0:
             raise PrefixError("--feature_cache_gb is 0.")
         if transform.augmentation != "none" and transform.views is None:
             raise PrefixError(

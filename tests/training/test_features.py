@@ -62,12 +62,12 @@ def test_cached_and_uncached_training_give_the_same_weights(kind, adapt, views, 
     found = {}
     for cached in (True, False):
         settings = {"num_train_epochs": 3, "eval_strategy": "epoch", "views": views, "augmentation": "light" if views else "none"}
-        trainer = make_trainer(kind, adapt=adapt, **settings)
-        if cached:
-            trainer.keep_features(1.0)
-            assert trainer.features is not None
-            assert trainer.features.computed == len(photos["train"]) * (views or 1) + len(photos["validation"])
+        trainer = make_trainer(kind, adapt=adapt, feature_cache_gb=float(cached), **settings)
         trainer.train()
+        if cached:
+            assert trainer.features.computed == len(photos["train"]) * (views or 1) + len(photos["validation"])
+        else:
+            assert trainer.features is None
         losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
         found[cached] = weights_of(trainer.model), losses, torch.from_numpy(trainer.predict_split(photos["test"]))
     assert_near(found[True][0], found[False][0])
@@ -77,8 +77,8 @@ def test_cached_and_uncached_training_give_the_same_weights(kind, adapt, views, 
 
 def test_a_second_run_with_another_seed_finds_everything(make_trainer, photos) -> None:
     for seed, computed in ((1, 70), (2, 0)):
-        trainer = make_trainer("timm_resnet", adapt=frozen("head"), seed=seed)
-        trainer.keep_features(1.0)
+        trainer = make_trainer("timm_resnet", adapt=frozen("head"), seed=seed, max_steps=1)
+        trainer.train()
         trainer.predict_split(photos["test"])
         assert (trainer.features.computed, trainer.features.reused) == (computed, 70 - computed)
 
@@ -88,7 +88,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_trainer) -> None:
     found = []
     for checkpoint in (None, "checkpoint-7"):
         trainer = make_trainer("timm_resnet", **settings)
-        trainer.keep_features(1.0)
         trainer.train(resume_from_checkpoint=checkpoint and str(Path(trainer.args.output_dir) / checkpoint))
         found.append(weights_of(trainer.model))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
@@ -196,38 +195,36 @@ def test_weights_that_only_the_trained_part_uses_do_not_matter(checkpoint_of) ->
     ],
 )
 def test_one_line_says_why_there_is_no_cache(overrides, limit, line, make_trainer, caplog) -> None:
-    trainer: FinetuneTrainer = make_trainer("timm_resnet", adapt=frozen("head"), **overrides)
+    trainer: FinetuneTrainer = make_trainer("timm_resnet", adapt=frozen("head"), feature_cache_gb=limit, max_steps=1, **overrides)
     caplog.clear()
     with caplog.at_level("INFO"):
-        trainer.keep_features(limit)
-    assert [record.getMessage() for record in caplog.records] == [f"No feature cache: {line}."]
+        trainer.train()
+    assert [record.getMessage() for record in caplog.records if "cache" in record.getMessage()] == [f"No feature cache: {line}."]
     assert trainer.features is None
-    trainer.train()
 
 
 def test_full_fine_tuning_says_nothing(make_trainer, caplog) -> None:
-    trainer = make_trainer("vit")
-    caplog.clear()
+    trainer = make_trainer("vit", max_steps=1)
     with caplog.at_level("INFO"):
-        trainer.keep_features(1.0)
-    assert not caplog.records
+        trainer.train()
+    assert "cache" not in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(make_trainer, cache: Path, caplog) -> None:
     cache.mkdir()
     (cache / "hf_finetune").write_text("in the way")
-    trainer = make_trainer("timm_resnet", adapt=frozen("head"))
+    trainer = make_trainer("timm_resnet", adapt=frozen("head"), max_steps=1)
     with caplog.at_level("INFO"):
-        trainer.keep_features(1.0)
-    assert caplog.records[-1].getMessage().startswith("No feature cache: ")
+        trainer.train()
+    assert "No feature cache: " in caplog.text
     assert "pixel_values" in trainer.train_dataset[0]
 
 
 def test_a_file_cut_short_is_computed_again(make_trainer, caplog) -> None:
-    make_trainer("timm_resnet", adapt=frozen("head")).keep_features(1.0)
+    make_trainer("timm_resnet", adapt=frozen("head"), max_steps=1).train()
     for file in feature_directory().iterdir():
         os.truncate(file, file.stat().st_size // 2)
-    trainer = make_trainer("timm_resnet", adapt=frozen("head"))
-    trainer.keep_features(1.0)
+    trainer = make_trainer("timm_resnet", adapt=frozen("head"), max_steps=1)
+    trainer.train()
     assert trainer.features.computed == 55
     assert trainer.train_dataset[0][CACHED].shape == (16,)

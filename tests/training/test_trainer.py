@@ -128,9 +128,8 @@ def test_activation_checkpointing_gives_the_same_weights(kind: str, adapt: Calla
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(cached: bool, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    trainer = make_trainer("timm_resnet", adapt=head_only, auto_find_batch_size=True, per_device_train_batch_size=16)
-    if cached:
-        trainer.keep_features(1.0)
+    settings = {"auto_find_batch_size": True, "per_device_train_batch_size": 16, "feature_cache_gb": float(cached)}
+    trainer = make_trainer("timm_resnet", adapt=head_only, **settings)
     step = type(trainer).training_step
 
     def too_large(self, model, inputs, *args):
