@@ -110,7 +110,10 @@ class ModelArguments:
     lora_dora: bool = _setting(False, "DoRA: train the magnitude of each weight column as well (arXiv:2402.09353).")
     lora_rslora: bool = _setting(False, "rsLoRA: scale by alpha / sqrt(rank) (arXiv:2312.03732).")
     freeze: str = _setting(
-        "none", "none: everything trains. head: the head alone trains. last:L: the last L layer groups and the head train."
+        "none",
+        "none: everything trains. head: the head alone. last:L: the last L layer groups and the head. gradual:start=S,every=E[,stop=T]: "
+        "the last S groups, and one more after every E epochs. head_then_all:epochs=N. batch_norm_only: BatchNorm and the head. Or a "
+        "regular expression for the names of what trains beside the head.",
     )
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from hf_finetune.data.catalog import load_dataset
 from hf_finetune.data.transforms import to_rgb
 from hf_finetune.errors import Interrupted
 from hf_finetune.models.classifier import load_classifier, save_classifier
-from hf_finetune.models.freezing import freeze
+from hf_finetune.models.freezing import FreezeSchedule
 from hf_finetune.models.lora import add_lora, merge_lora
 from hf_finetune.reporting.hub import check_repo_id, push_run
 from hf_finetune.reporting.intervals import wilson_interval
@@ -127,6 +127,7 @@ def build_trainer(
         processor,
         augmentation=arguments.data.augmentation,
         views=arguments.data.augmentation_views,
+        schedule=FreezeSchedule.parse(arguments.model.freeze) if arguments.model.adapter == "none" else None,
         callbacks=callbacks,
     )
 
@@ -171,7 +172,7 @@ def load_model(arguments: ModelArguments, dataset: DatasetDict, notices: list[st
 
 
 def adapt(model: PreTrainedModel, arguments: ModelArguments) -> torch.nn.Module:
-    """Return `model` with an adapter, with a frozen backbone, or as it is."""
+    """Return `model` with an adapter, or as it is."""
     if arguments.adapter == "lora":
         return add_lora(
             model,
@@ -183,7 +184,6 @@ def adapt(model: PreTrainedModel, arguments: ModelArguments) -> torch.nn.Module:
             dora=arguments.lora_dora,
             rslora=arguments.lora_rslora,
         )
-    freeze(model, arguments.freeze)
     return model
 
 

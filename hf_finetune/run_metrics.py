@@ -53,12 +53,11 @@ def environment(trainer: FinetuneTrainer) -> dict[str, Any]:
 def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from_step: int, train_images: int) -> dict[str, Any]:
     """Return time, throughput, memory and parameter counts; times are seconds of this process.
 
-    `runtime_s` holds what the feature cache took to compute, `feature_cache` says how much that was; validation is counted apart too.
+    `runtime_s` holds what the feature cache took to compute, `feature_cache` says how much of it that was.
     """
     validation = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history if entry["step"] >= resumed_from_step)
     features = trainer.features.summary() if trainer.features else None
-    computing = features["seconds"] if features else 0.0
-    total, steps = output.metrics["train_runtime"] + computing, trainer.state.global_step - resumed_from_step
+    total, steps = output.metrics["train_runtime"], trainer.state.global_step - resumed_from_step
     images = train_images * trainer.state.epoch * steps / max(trainer.state.global_step, 1)
     parameters = list(trainer.accelerator.unwrap_model(trainer.model).parameters())
     return {

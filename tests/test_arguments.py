@@ -169,7 +169,8 @@ class TestMakeArguments:
         assert caught.value.problems == [
             "Unknown setting lora_rnak. Did you mean 'lora_rank'?",
             "seed must be an integer, not '1'. Remove the quotes.",
-            "freeze must be none, head, or last:L with L at least 1, such as last:2, not 'haed'. Did you mean 'head'?",
+            "freeze must be one of none, head, last:L, gradual:start=S,every=E, gradual:start=S,every=E,stop=T, head_then_all:epochs=N, "
+            "batch_norm_only or a regular expression for the names of what trains, not 'haed'. Did you mean 'head'?",
             "Unknown setting evaluation_strategy: today it is eval_strategy.",
             "max_steps must be an integer, not true.",
             "lora_rank=4 has no effect with adapter='none' (the default): add adapter='lora' or leave it out.",

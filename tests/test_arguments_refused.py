@@ -232,16 +232,12 @@ CONTRADICTIONS = {
     ),
     "last layers with LoRA": (
         ["--freeze", "last:2", "--adapter", "lora"],
-        "--freeze last:2 and --adapter lora exclude each other: give --adapter none to train the last layers, "
+        "--freeze last:2 and --adapter lora exclude each other: give --adapter none to train a part of the network, "
         "or --freeze none to train with LoRA.",
     ),
     "views of nothing": (
         ["--augmentation", "none", "--augmentation_views", "4"],
         "--augmentation_views 4 has no effect with --augmentation none; leave one of them out.",
-    ),
-    "two precisions": (
-        ["--precision", "fp32", "--fp16"],
-        "--precision fp32 and --fp16 exclude each other; give one.",
     ),
     "one column": (
         ["--label_column", "image"],
@@ -416,3 +412,8 @@ class TestToken:
         torch.save(arguments.training, tmp_path / "training_args.bin")
         assert TOKEN.encode() not in (tmp_path / "training_args.bin").read_bytes()
         assert pickle.loads(pickle.dumps(arguments.training)).hub_token is None
+
+
+def test_precision_fp32_excludes_half_precision(monkeypatch):
+    monkeypatch.setattr("hf_finetune.argument_parsing.checks.has_native_bf16", lambda device: True)
+    assert problems(["--precision", "fp32", "--bf16"]) == ["--precision fp32 and --bf16 exclude each other; give one."]

@@ -250,15 +250,18 @@ def test_killed_in_an_epoch_and_resumed_is_the_uninterrupted_run_bit_for_bit(
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_two_processes_are_one(adapter: str, photo_folder: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path):
+@pytest.mark.parametrize(
+    "what",
+    [["--adapter", "lora"], ["--adapter", "none"], ["--adapter", "none", "--freeze", "gradual:start=0,every=1"]],
+    ids=["lora", "full", "gradual"],
+)
+def test_two_processes_are_one(what: list[str], photo_folder: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path):
     flags = [
         "--dataset",
         str(photo_folder),
         "--model",
         str(checkpoint_of("vit")),
-        "--adapter",
-        adapter,
+        *what,
         "--augmentation",
         "none",
         "--use_cpu",

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from hf_finetune.argument_parsing.fields import shown
-from hf_finetune.errors import did_you_mean, listed
+from hf_finetune.errors import ConfigError, did_you_mean, listed
+from hf_finetune.models.freeze_text import parse_freeze
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +130,11 @@ def _layers_problem(value: str) -> str | None:
 
 
 def _freeze_problem(value: str) -> str | None:
-    named = ("none", "head", "last:L")
-    if value in named[:2] or re.fullmatch(r"last:[1-9]\d*", value):
-        return None
-    return f"must be none, head, or last:L with L at least 1, such as last:2, not {value!r}.{did_you_mean(value, named)}"
+    try:
+        parse_freeze(value)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _metric_problem(value: str) -> str | None:

@@ -76,7 +76,7 @@ def contradictions(settings: Settings, rejected: Set[str] = frozenset()) -> list
 
 def _adapter(settings: Settings) -> _Found:
     if settings["adapter"] != "none" and settings["freeze"] != "none":
-        alone = "the head alone" if settings["freeze"] == "head" else "the last layers"
+        alone = "the head alone" if settings["freeze"] == "head" else "a part of the network"
         yield (
             ("adapter", "freeze"),
             f"{settings.said('freeze')} and {settings.said('adapter')} exclude each other: give {settings.advice('adapter', 'none')} "

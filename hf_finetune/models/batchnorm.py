@@ -53,3 +53,25 @@ def hold_batchnorm(model: nn.Module, predicate: Callable[[str, nn.Module], bool]
 def _stay_in_eval(module: nn.Module, _inputs: tuple[Any, ...]) -> None:
     if module.training:
         module.eval()
+
+
+def hold_frozen_batchnorm(model: nn.Module) -> BatchNormHold:
+    """Keep BatchNorm in evaluation mode wherever, at the time it computes, none of its own parameters trains.
+
+    Args:
+        model: Any module. BatchNorm without weight and bias has nothing that could be frozen, and follows `model.train()`.
+
+    Returns:
+        A handle with the names of all BatchNorm modules that can be frozen, and `remove()`.
+    """
+    chosen = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and any(True for _ in module.parameters(recurse=False))
+    }
+    return BatchNormHold(list(chosen), [module.register_forward_pre_hook(_stay_in_eval_if_frozen) for module in chosen.values()])
+
+
+def _stay_in_eval_if_frozen(module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+    if module.training and not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+        module.eval()

@@ -1,33 +1,187 @@
-"""Which parameters train: the head, always, and of the backbone what is not frozen."""
+"""Which parameters train, and when: the head, always, and of the backbone what a schedule lets train in an epoch."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_finetune.errors import ModelError
-from hf_finetune.models.batchnorm import BatchNormHold, hold_batchnorm
+from hf_finetune.models.batchnorm import BatchNormHold, hold_frozen_batchnorm
+from hf_finetune.models.freeze_text import FreezeSettings, parse_freeze
 from hf_finetune.models.layers import layer_groups
 from hf_finetune.models.names import head_names, unwrap_peft
 
-__all__ = ["freeze", "freeze_backbone", "freeze_below", "head_names", "head_parameter_names", "head_parameters"]
+__all__ = ["FreezeSchedule", "head_names", "head_parameter_names", "head_parameters"]
 
 
-def freeze(model: nn.Module, which: str) -> BatchNormHold | None:
-    """Freeze what `which` names.
+@dataclass(frozen=True)
+class FreezeSchedule:
+    """A function from the epoch to the parameters that train.
+
+    The head always trains. What trains once goes on training: a schedule only ever unfreezes. BatchNorm whose weights are frozen keeps its
+    statistics, bit for bit.
+
+    Args:
+        settings: The schedule; the constructors below say what each means.
+    """
+
+    settings: FreezeSettings
+
+    @classmethod
+    def parse(cls, text: str) -> FreezeSchedule:
+        """Return the schedule that `--freeze` names.
+
+        Raises:
+            ConfigError: If the text names none.
+        """
+        return cls(parse_freeze(text))
+
+    @classmethod
+    def none(cls) -> FreezeSchedule:
+        """Everything trains."""
+        return cls(FreezeSettings("none"))
+
+    @classmethod
+    def head(cls) -> FreezeSchedule:
+        """The head alone trains: a linear probe."""
+        return cls(FreezeSettings("head"))
+
+    @classmethod
+    def last(cls, layers: int) -> FreezeSchedule:
+        """The last `layers` groups of `layer_groups` and the head train from the start: strategy 1."""
+        return cls(FreezeSettings("last", start=layers))
+
+    @classmethod
+    def gradual(cls, start: int = 1, every: int = 1, stop: int | None = None) -> FreezeSchedule:
+        """The last `start` groups train from the first epoch, and one more after every `every` epochs, up to `stop`: strategy 2.
+
+        After Howard and Ruder, Universal Language Model Fine-tuning for Text Classification, https://arxiv.org/abs/1801.06146, section
+        3.3, who unfreeze one group an epoch (`start=0, every=1`). With `every=0` all groups up to `stop` train from the start.
+        """
+        return cls(FreezeSettings("gradual", start, every, stop))
+
+    @classmethod
+    def head_then_all(cls, epochs: int = 1) -> FreezeSchedule:
+        """The head trains alone for `epochs` epochs, then everything: LP-FT of https://arxiv.org/abs/2202.10054."""
+        return cls(FreezeSettings("head_then_all", every=epochs))
+
+    @classmethod
+    def batch_norm_only(cls) -> FreezeSchedule:
+        """Weights and biases of BatchNorm, its statistics, and the head train: https://arxiv.org/abs/2003.00152."""
+        return cls(FreezeSettings("batch_norm_only"))
+
+    @classmethod
+    def matching(cls, pattern: str) -> FreezeSchedule:
+        """Parameters train whose names `re.search` finds `pattern` in, and the head."""
+        return cls(FreezeSettings("matching", pattern=pattern))
+
+    @property
+    def constant(self) -> bool:
+        """Whether the same parameters train in every epoch."""
+        return self.settings.kind not in ("gradual", "head_then_all")
+
+    def trainable(self, model: nn.Module, epoch: int) -> set[str]:
+        """Return the names of the parameters that train in `epoch`, counted from 0.
+
+        Args:
+            model: A plain classifier.
+            epoch: At least 0.
+
+        Raises:
+            ModelError: If no head can be found, there are fewer layer groups than asked for, there is no BatchNorm where it shall train, or
+                nothing matches the pattern.
+        """
+        kind = self.settings.kind
+        names = {name for name, _ in model.named_parameters()}
+        if kind == "none" or (kind == "head_then_all" and epoch >= self.settings.every):
+            return names
+        head = head_parameter_names(model)
+        if not head:
+            raise ModelError(f"The head of {type(model).__name__} ({', '.join(head_names(model))}) has no parameters to train.")
+        if kind in ("last", "gradual"):
+            return head | self._last_groups(model, epoch)
+        if kind == "batch_norm_only":
+            return head | _batch_norm_parameters(model)
+        if kind == "matching":
+            return head | _matching_parameters(names, self.settings.pattern)
+        return head
+
+    def ever_trainable(self, model: nn.Module, epochs: float) -> set[str]:
+        """Return the names of the parameters that train at some time in `epochs` epochs."""
+        return self.trainable(model, max(math.ceil(epochs) - 1, 0))
+
+    def stages(self, model: nn.Module, epochs: float) -> Iterator[tuple[int, set[str]]]:
+        """Yield each epoch from which other parameters train than before, and which."""
+        before: set[str] = set()
+        for epoch in range(max(math.ceil(epochs), 1)):
+            if (now := self.trainable(model, epoch)) != before:
+                yield epoch, now
+                before = now
+
+    def apply(self, model: nn.Module, epoch: int) -> set[str]:
+        """Let exactly what trains in `epoch` require a gradient, and return its names."""
+        trained = self.trainable(model, epoch)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+            if name not in trained:
+                parameter.grad = None  # a frozen parameter is not moved by the gradient of its last step
+        return trained
+
+    def _last_groups(self, model: nn.Module, epoch: int) -> set[str]:
+        body = [group for group in layer_groups(model) if group.name != "head"]
+        start, every, stop = self.settings.start, self.settings.every, self.settings.stop
+        for count in (start, stop or 0):
+            if count > len(body):
+                raise ModelError(
+                    f"--freeze asks for {count} layer groups beside the head, more than {type(model).__name__} has, which is {len(body)}."
+                )
+        count = start
+        if self.settings.kind == "gradual":
+            last = len(body) if stop is None else stop
+            count = min(start + epoch // every, last) if every else last
+        return {name for group in body[len(body) - count :] for name in group.parameters}
+
+
+def freeze(model: nn.Module, schedule: FreezeSchedule) -> BatchNormHold:
+    """Freeze what `schedule` freezes in the first epoch, and hold BatchNorm wherever it is frozen, now or later.
 
     Args:
         model: A plain classifier, changed in place.
-        which: `none`; `head`, which leaves the head alone trainable; or `last:L`, which leaves the last L layer groups and the head.
+        schedule: What trains when; `schedule.apply` moves on to another epoch.
 
     Returns:
-        What holds the BatchNorm modules of the frozen part, or None where nothing is frozen.
+        What holds BatchNorm; `remove()` lets all statistics follow the data again.
 
     Raises:
-        ModelError: If no head can be found, or the model has fewer layer groups than `last:L` asks for.
+        ModelError: As `FreezeSchedule.trainable`.
     """
-    if which == "none":
-        return None
-    return freeze_backbone(model) if which == "head" else freeze_below(model, int(which.removeprefix("last:")))
+    schedule.apply(model, 0)
+    return hold_frozen_batchnorm(model)
+
+
+def _batch_norm_parameters(model: nn.Module) -> set[str]:
+    names = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        for own, _ in module.named_parameters(recurse=False)
+    }
+    if not names:
+        raise ModelError(f"--freeze batch_norm_only does not apply to {type(model).__name__}, which has no BatchNorm.")
+    return names
+
+
+def _matching_parameters(names: set[str], pattern: str) -> set[str]:
+    found = {name for name in names if re.search(pattern, name)}
+    if not found:
+        some = ", ".join(sorted(names)[:3])
+        raise ModelError(f"--freeze {pattern!r} matches no parameter; the names are such as {some}.")
+    return found
 
 
 def head_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -51,47 +205,3 @@ def head_parameter_names(model: nn.Module) -> set[str]:
     active = [getattr(head, "modules_to_save", head) for head in heads]
     chosen = {id(parameter) for head in active for parameter in head.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
-
-
-def freeze_backbone(model: nn.Module) -> BatchNormHold:
-    """Freeze everything but the head: no gradients, and BatchNorm statistics that stay as they are, bit for bit.
-
-    Args:
-        model: A plain classifier, changed in place.
-
-    Returns:
-        What holds the BatchNorm modules of the backbone; `remove()` lets their statistics follow the data again.
-
-    Raises:
-        ModelError: If no head can be found.
-    """
-    return freeze_below(model, 0)
-
-
-def freeze_below(model: nn.Module, layers: int) -> BatchNormHold:
-    """Freeze everything below the last `layers` groups of `layer_groups`; these and the head train.
-
-    This is strategy 1 of transfer learning, "fine-tune the last l layers". BatchNorm of the frozen part keeps its statistics, bit for
-    bit; BatchNorm of the trainable part trains.
-
-    Args:
-        model: A plain classifier, changed in place.
-        layers: Groups beside the head, at least 0.
-
-    Returns:
-        What holds the BatchNorm modules of the frozen part; `remove()` lets their statistics follow the data again.
-
-    Raises:
-        ModelError: If no head can be found, the head has no parameters, or there are fewer groups.
-    """
-    groups = layer_groups(model)
-    body, head = groups[:-1], groups[-1]
-    if head.name != "head":
-        raise ModelError(f"The head of {type(model).__name__} ({', '.join(head_names(model))}) has no parameters to train.")
-    if layers > len(body):
-        raise ModelError(f"--freeze last:{layers} asks for more than {type(model).__name__} has: {len(body)} layer groups beside the head.")
-    trained = {name for group in [*body[len(body) - layers :], head] for name in group.parameters}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    owners = {name.rpartition(".")[0] for name in trained}
-    return hold_batchnorm(model, lambda name, _: name not in owners)

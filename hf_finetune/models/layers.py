@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
 
-from hf_finetune.models.names import block_names, head_names, unwrap_peft, within
+from hf_finetune.models.names import block_names, head_names, is_timm, unwrap_peft, within
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ def layer_groups(model: nn.Module) -> list[LayerGroup]:
 
     A block is one transformer layer or one residual block (see `block_names`). What a model holds between two blocks, a downsampling for
     example, belongs to the block after it. What follows the last block is a group of its own, `tail`, where it holds a weight matrix
-    or a convolution (EfficientNet's `conv_head`), and belongs to the last block where it does not (the final norm of a ViT). A model
-    without repeated blocks has the groups `stem` and `head`.
+    or a convolution (EfficientNet's `conv_head`), and belongs to the last block where it does not (the final norm of a ViT). Blocks of
+    timm nets that are not numbered are those of timm's own `group_matcher`; a network of transformers without repeated blocks has the
+    groups `stem` and `head`.
 
     Args:
         model: A plain classifier of transformers, a timm net in its wrapper included.
@@ -40,22 +44,49 @@ def layer_groups(model: nn.Module) -> list[LayerGroup]:
         ModelError: If no head can be found.
     """
     classifier = unwrap_peft(model)
-    heads, blocks = head_names(classifier), block_names(classifier)
-    members: dict[str, list[str]] = {name: [] for name in ("stem", *blocks, "tail", "head")}
+    heads = head_names(classifier)
+    blocks = _by_timm(classifier, heads) if not block_names(classifier) and is_timm(classifier) else {}
+    for block in block_names(classifier):
+        blocks |= {name: block for name, _ in classifier.get_submodule(block).named_parameters(prefix=block)}
+    return _in_order(classifier, blocks, heads)
+
+
+def _by_timm(model: nn.Module, heads: list[str]) -> dict[str, str]:
+    """Return parameter → block for a net whose blocks are not numbered (RegNet, DenseNet, VGG), as timm's own `group_matcher` has it."""
+    net: Any = model.timm_model
+    groups: dict[int, list[str]] = group_parameters(net, net.group_matcher(coarse=False), reverse=False)
+    blocks: dict[str, str] = {}
+    for _, members in sorted(groups.items())[1:]:  # the first is the stem
+        names = [name for member in members if not within(name := f"timm_model.{member}", heads)]
+        blocks |= dict.fromkeys(names, _common_module(names, model))
+    return blocks
+
+
+def _common_module(names: list[str], model: nn.Module) -> str:
+    """Return the module that holds the parameters `names` and no others, or where there is none, the one that holds the last of them."""
+    if not names:
+        return ""
+    module = os.path.commonpath([name.replace(".", "/") for name in names]).replace("/", ".")
+    inside = sum(within(name, [module]) for name, _ in model.named_parameters())
+    return module if inside == len(names) else names[-1].rpartition(".")[0]
+
+
+def _in_order(model: nn.Module, blocks: dict[str, str], heads: list[str]) -> list[LayerGroup]:
+    """Return the groups; what belongs to no block is stem, tail or head by where it stands."""
+    members: dict[str, list[str]] = {"stem": [], **{block: [] for block in blocks.values()}, "tail": [], "head": []}
     between: list[str] = []  # of which it is not known yet whether another block follows
-    seen_block = False
-    for name, _ in classifier.named_parameters():
-        block = next((block for block in blocks if within(name, [block])), None)
+    last = ""
+    for name, _ in model.named_parameters():
         if within(name, heads):
             members["head"].append(name)
-        elif block is not None:
-            members[block] += [*between, name]
-            between, seen_block = [], True
-        elif seen_block:
+        elif name in blocks:
+            last = blocks[name]
+            members[last] += [*between, name]
+            between = []
+        elif last:
             between.append(name)
         else:
             members["stem"].append(name)
-    shapes = {name: parameter.ndim for name, parameter in classifier.named_parameters()}
-    matrices = any(shapes[name] > 1 for name in between)
-    members["tail" if matrices or not blocks else blocks[-1]] += between
+    matrices = any(model.get_parameter(name).ndim > 1 for name in between)
+    members["tail" if matrices or not last else last] += between
     return [LayerGroup(name, tuple(parameters)) for name, parameters in members.items() if parameters]

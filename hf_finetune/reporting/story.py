@@ -109,8 +109,8 @@ def _what_trained(run: FinishedRun, adapter: dict[str, Any] | None, name: str) -
         return f"A {kind} adapter{rank}{targets} and a new head were trained on {name}"
     if run.config.get("freeze") == "head":
         return f"A new head was trained on the frozen {name}"
-    if str(run.config.get("freeze")).startswith("last:"):
-        return f"A new head and the last {run.config['freeze'].removeprefix('last:')} layer groups of {name} were trained"
+    if run.config.get("freeze", "none") != "none":
+        return f"A new head and a part of {name} (--freeze {one_line(str(run.config['freeze']), 60)}) were trained"
     return f"{name} was trained in full"
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,15 +19,22 @@ from hf_finetune.data.transforms import TrainTransform
 logger = logging.getLogger(__name__)
 
 
-class EpochToTransform(TrainerCallback):
-    """Tells the training transform which epoch begins, for a resumed epoch too, where no sampler or data loader passes it on."""
+class BeginEpoch(TrainerCallback):
+    """Tells the training transform and the trainer which epoch begins, for a resumed epoch too, where no data loader passes it on.
 
-    def __init__(self, transform: TrainTransform) -> None:
-        self.transform = transform
+    Args:
+        transform: Draws the views of the epoch.
+        begin: Called with the number of the epoch.
+    """
+
+    def __init__(self, transform: TrainTransform, begin: Callable[[int], None]) -> None:
+        self.transform, self.begin = transform, begin
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Set the epoch; a resumed one is fractional (0.67 after two thirds), and exact up to rounding at a boundary."""
-        self.transform.set_epoch(int((state.epoch or 0.0) + 1e-6))
+        """Pass the epoch on; a resumed one is fractional (0.67 after two thirds), and exact up to rounding at a boundary."""
+        epoch = int((state.epoch or 0.0) + 1e-6)
+        self.transform.set_epoch(epoch)
+        self.begin(epoch)
 
 
 class ReadableLog(TrainerCallback):

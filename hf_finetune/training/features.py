@@ -36,6 +36,27 @@ def feature_directory() -> Path:
     return cache_root() / "features"
 
 
+class Rows(torch.utils.data.Dataset):
+    """What a data loader reads, which may change from epoch to epoch; their number and labels do not.
+
+    Args:
+        source: A data set with `__len__` and `__getitems__`.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.source[row]
+
+    def __getitems__(self, rows: list[int]) -> Any:
+        """Return the examples of `rows`."""
+        return self.source.__getitems__(rows)
+
+
 class CachedFeatures(torch.utils.data.Dataset):
     """Rows of activations in place of photos.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,16 +14,17 @@ import torch
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import TrainOutput
 
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.decoded import DecodedPhotos, photo_directory
 from hf_finetune.data.stored_arrays import GIBIBYTE, ArrayStore, StoreError
 from hf_finetune.data.transforms import EvalTransform, TrainTransform
+from hf_finetune.models.batchnorm import hold_frozen_batchnorm
 from hf_finetune.models.classifier import quiet
+from hf_finetune.models.freezing import FreezeSchedule
 from hf_finetune.reporting.metrics import classification_metrics
-from hf_finetune.training.callbacks import EpochToTransform, ReadableLog
-from hf_finetune.training.features import CachedFeatures, FeatureCache, feature_directory
+from hf_finetune.training.callbacks import BeginEpoch, ReadableLog
+from hf_finetune.training.features import CachedFeatures, FeatureCache, Rows, feature_directory
 from hf_finetune.training.losses import CrossEntropy
 from hf_finetune.training.optim import parameter_groups
 from hf_finetune.training.precision import computing_dtype, set_layout
@@ -56,6 +58,12 @@ def selection_metrics(label_names: list[str]) -> Callable[[EvalPrediction], dict
     return compute
 
 
+def parameter_counts(model: nn.Module) -> tuple[str, str]:
+    """Return how many parameters train, and how many there are, with commas."""
+    parameters = list(model.parameters())
+    return f"{sum(p.numel() for p in parameters if p.requires_grad):,}", f"{sum(p.numel() for p in parameters):,}"
+
+
 class FinetuneTrainer(Trainer):
     """A `Trainer` for image classifiers that resumes, accumulates, selects and shards exactly.
 
@@ -75,6 +83,7 @@ class FinetuneTrainer(Trainer):
         processor: The checkpoint's image processor; it is saved beside every checkpoint.
         augmentation: Name of the training augmentation, see `hf_finetune.data.transforms`.
         views: Random views of each photo; None draws new ones in every epoch.
+        schedule: What trains when; None leaves every parameter as it is, as for LoRA.
         loss: A callable as `CrossEntropy`; by default cross-entropy with `args.label_smoothing_factor`.
         callbacks: Further callbacks.
     """
@@ -89,6 +98,7 @@ class FinetuneTrainer(Trainer):
         *,
         augmentation: str = "light",
         views: int | None = None,
+        schedule: FreezeSchedule | None = None,
         loss: Callable[..., torch.Tensor] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -97,17 +107,24 @@ class FinetuneTrainer(Trainer):
         self.photos = {"train": train_dataset, "validation": eval_dataset}
         self.layout = set_layout(model)
         self.features: FeatureCache | None = None
+        self.schedule, self._trained = schedule, set[str]()
+        self._train_rows, self._eval_rows = Rows(train_dataset), Rows(eval_dataset)
+        if schedule is not None:
+            hold_frozen_batchnorm(model)
+            schedule.apply(cast(PreTrainedModel, model), max(math.ceil(args.num_train_epochs) - 1, 0))
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset.with_transform(self.train_transform),
-            eval_dataset=eval_dataset.with_transform(self.eval_transform),
+            train_dataset=self._train_rows,
+            eval_dataset=self._eval_rows,
             data_collator=collate,
             processing_class=processor,
             compute_metrics=selection_metrics(train_dataset.features["label"].names),
             compute_loss_func=loss or CrossEntropy(args.label_smoothing_factor),
-            callbacks=[EpochToTransform(self.train_transform), *(callbacks or [])],
+            callbacks=[BeginEpoch(self.train_transform, self.begin_epoch), *(callbacks or [])],
         )
+        if schedule is not None and not schedule.constant:
+            self.args.dataloader_persistent_workers = False  # they would go on reading what an earlier stage read
         self.label_names = ["labels"]
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
@@ -116,6 +133,10 @@ class FinetuneTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer over `parameter_groups`; the class and its options are the Trainer's own choice (`--optim`)."""
         if self.optimizer is None:
+            self._trained = set()
+            if self.schedule is not None:
+                # whatever will train is in the optimizer, and in DDP's buckets, from the first step on; begin_epoch freezes it until then
+                self.schedule.apply(cast(PreTrainedModel, self.model), max(math.ceil(self.args.num_train_epochs) - 1, 0))
             target = cast(PreTrainedModel, self.model if model is None else model)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, target)
             groups = parameter_groups(
@@ -132,25 +153,37 @@ class FinetuneTrainer(Trainer):
         output = self.predict(self._rows(dataset))
         return softmax(np.asarray(output.predictions))
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as `Trainer.train` does, from cached activations or decoded photos where that is possible."""
-        if self.features is None:
-            self._keep_features()
-            self._keep_photos()
-        return super().train(*args, **kwargs)
+    def begin_epoch(self, epoch: int) -> None:
+        """Let the parameters train that the schedule names for `epoch`, and choose what training and evaluation read.
+
+        Called before every epoch. It does something in the first one of a training, and where the schedule unfreezes.
+        """
+        model = cast(PreTrainedModel, self.model)
+        trained = self.schedule.apply(model, epoch) if self.schedule else {name for name, p in model.named_parameters() if p.requires_grad}
+        if trained == self._trained:
+            return
+        if self._trained and self.schedule:
+            logger.info("Epoch %d: %s of %s parameters train from here on.", epoch, *parameter_counts(model))
+        self._trained = trained
+        self._keep_features()
+        self._keep_photos()
 
     def _keep_features(self) -> None:
         """Compute the activations of the frozen part once, for training and evaluation; one log line says so, or why not."""
         model = cast(PreTrainedModel, self.model)
+        if self.features is not None:
+            self.features.prefix.detach()
+            self.features = None
+        self._train_rows.source = self.photos["train"].with_transform(self.train_transform)
+        self._eval_rows.source = self.photos["validation"].with_transform(self.eval_transform)
         if all(parameter.requires_grad for parameter in model.parameters()):
             return  # nothing is frozen, so nobody expects a cache
+        limit = cast(FinetuneArguments, self.args).feature_cache_gb
         try:
-            limit = cast(FinetuneArguments, self.args).feature_cache_gb
             self._refuse_features(limit)
             images = torch.stack([self.photos["train"].with_transform(self.eval_transform)[row]["pixel_values"] for row in (0, -1)])
-            prefix = find_frozen_prefix(model, images.to(self.args.device), self._autocast)
-            self.features = FeatureCache(
-                prefix,
+            features = FeatureCache(
+                find_frozen_prefix(model, images.to(self.args.device), self._autocast),
                 ArrayStore(feature_directory(), int(limit * GIBIBYTE)),
                 self.eval_transform,
                 batch_size=self.args.eval_batch_size,
@@ -158,17 +191,18 @@ class FinetuneTrainer(Trainer):
                 dtype=computing_dtype(self.args),
             )
             with self.args.main_process_first(desc="features"):
-                self.train_dataset = self.features.rows(self.photos["train"], self.train_transform)
+                self._train_rows.source = features.rows(self.photos["train"], self.train_transform)
         except (PrefixError, StoreError) as reason:
-            self.features = None
             logger.info("No feature cache: %s.", str(reason).removesuffix("."))
             return
-        prefix.attach()
-        with self.args.main_process_first(desc="features"):
-            self.eval_dataset = self._rows(self.photos["validation"])
+        self.features = features
+        features.prefix.attach()
+        if self.args.eval_strategy != "no":
+            with self.args.main_process_first(desc="features"):
+                self._eval_rows.source = self._rows(self.photos["validation"])
         logger.info(
-            "Feature cache: the frozen part below %s is not computed again in any epoch (%d photos computed in %.0f s, %d found).",
-            *(self.features.summary()[key] for key in ("boundary", "computed", "seconds", "reused")),
+            "Feature cache: what is frozen below %s is not computed again in any epoch (%d photos computed in %.0f s, %d found).",
+            *(features.summary()[key] for key in ("boundary", "computed", "seconds", "reused")),
         )
 
     def _keep_photos(self) -> None:
@@ -179,7 +213,7 @@ class FinetuneTrainer(Trainer):
         store = ArrayStore(photo_directory(), int(limit * GIBIBYTE))
         try:
             with self.args.main_process_first(desc="photos"):
-                self.train_dataset = DecodedPhotos(self.photos["train"], self.train_transform, store)
+                self._train_rows.source = DecodedPhotos(self.photos["train"], self.train_transform, store)
         except StoreError as reason:
             logger.info("The training photos are decoded in every epoch: %s.", reason)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_finetune.errors import ModelError
 from hf_finetune.models.classifier import load_classifier
-from hf_finetune.models.freezing import freeze_backbone, head_names, head_parameter_names, head_parameters
+from hf_finetune.models.freezing import FreezeSchedule, freeze, head_names, head_parameter_names, head_parameters
 from hf_finetune.models.lora import add_lora
 from hf_finetune.models.names import block_names
 from tests.builders import BUILDERS, LABELS
@@ -20,7 +20,7 @@ from tests.builders import BUILDERS, LABELS
 def test_only_the_head_changes(kind: str, tmp_path: Path) -> None:
     BUILDERS[kind](tmp_path)
     model, _ = load_classifier(str(tmp_path), LABELS)
-    freeze_backbone(model)
+    freeze(model, FreezeSchedule.head())
     heads = head_parameter_names(model)
     assert heads == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert [id(p) for p in head_parameters(model)] == [id(p) for p in model.parameters() if p.requires_grad]

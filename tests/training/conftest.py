@@ -12,6 +12,7 @@ from datasets import DatasetDict
 
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.models.classifier import load_classifier
+from hf_finetune.models.freezing import FreezeSchedule
 from hf_finetune.training.trainer import FinetuneTrainer
 from tests.coloured import NAMES
 
@@ -26,6 +27,7 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
         adapt: Callable[[Any], Any] = lambda model: model,
         augmentation: str = "none",
         views: int | None = None,
+        schedule: FreezeSchedule | None = None,
         callbacks: Any = None,
         **overrides: Any,
     ) -> FinetuneTrainer:
@@ -50,6 +52,7 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
             processor,
             augmentation=augmentation,
             views=views,
+            schedule=schedule,
             callbacks=callbacks,
         )
 

@@ -15,7 +15,7 @@ from torch import nn
 from hf_finetune.data.stored_arrays import ArrayStore
 from hf_finetune.data.transforms import EvalTransform, TrainTransform
 from hf_finetune.models.classifier import load_classifier
-from hf_finetune.models.freezing import freeze
+from hf_finetune.models.freezing import FreezeSchedule, freeze
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.features import FeatureCache, feature_directory
 from hf_finetune.training.prefix import CACHED, find_frozen_prefix
@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def frozen(which: str) -> Callable[[nn.Module], nn.Module]:
     def adapt(model: nn.Module) -> nn.Module:
-        freeze(model, which)
+        freeze(model, FreezeSchedule.parse(which))
         return model
 
     return adapt
@@ -77,7 +77,7 @@ def test_cached_and_uncached_training_give_the_same_weights(kind, adapt, views, 
 
 def test_a_second_run_with_another_seed_finds_everything(make_trainer, photos) -> None:
     for seed, computed in ((1, 70), (2, 0)):
-        trainer = make_trainer("timm_resnet", adapt=frozen("head"), seed=seed, max_steps=1)
+        trainer = make_trainer("timm_resnet", adapt=frozen("head"), seed=seed, max_steps=1, eval_strategy="epoch")
         trainer.train()
         trainer.predict_split(photos["test"])
         assert (trainer.features.computed, trainer.features.reused) == (computed, 70 - computed)
@@ -110,7 +110,7 @@ def computed_for(
     """How many views of photos a cache has to compute for a model that `change` changes."""
     torch.manual_seed(0)
     model, processor = load_classifier(str(checkpoint), NAMES, image_size=image_size)
-    freeze(model, which)
+    freeze(model, FreezeSchedule.parse(which))
     if change is not None:
         change(model)
     prefix = find_frozen_prefix(model, torch.randn(2, 3, image_size, image_size))
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(make_trainer, cache: Pat
     with caplog.at_level("INFO"):
         trainer.train()
     assert "No feature cache: " in caplog.text
-    assert "pixel_values" in trainer.train_dataset[0]
+    assert "pixel_values" in trainer._train_rows[0]
 
 
 def test_a_file_cut_short_is_computed_again(make_trainer, caplog) -> None:
@@ -226,5 +226,5 @@ def test_a_file_cut_short_is_computed_again(make_trainer, caplog) -> None:
         os.truncate(file, file.stat().st_size // 2)
     trainer = make_trainer("timm_resnet", adapt=frozen("head"), max_steps=1)
     trainer.train()
-    assert trainer.features.computed == 55
-    assert trainer.train_dataset[0][CACHED].shape == (16,)
+    assert trainer.features.computed == 40
+    assert trainer._train_rows[0][CACHED].shape == (16,)

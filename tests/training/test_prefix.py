@@ -10,7 +10,7 @@ import torch
 
 from hf_finetune.models.batchnorm import hold_batchnorm
 from hf_finetune.models.classifier import load_classifier
-from hf_finetune.models.freezing import freeze
+from hf_finetune.models.freezing import FreezeSchedule, freeze
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.prefix import CACHED, PrefixError, find_frozen_prefix
 from tests.builders import BUILDERS, LABELS
@@ -35,7 +35,7 @@ def loaded(checkpoint_of: Callable[[str], Path], kind: str) -> torch.nn.Module:
 @pytest.mark.parametrize("which", ["head", "last:1", "last:2"])
 def test_the_network_gives_the_same_scores_and_gradients_from_the_boundary_on(kind: str, which: str, checkpoint_of) -> None:
     model = loaded(checkpoint_of, kind)
-    freeze(model, which)
+    freeze(model, FreezeSchedule.parse(which))
     before = weights_of(model)
     if kind == "timm_deit" and which == "head":  # its two heads read two tokens
         with pytest.raises(PrefixError) as error:
@@ -70,7 +70,7 @@ def test_a_lora_model_is_cut_below_its_first_adapter(checkpoint_of) -> None:
 @pytest.mark.parametrize("which", ["none", "last:4"])
 def test_where_the_first_layers_train_there_is_nothing_to_keep(which: str, checkpoint_of) -> None:
     model = loaded(checkpoint_of, "vit")
-    freeze(model, which)
+    freeze(model, FreezeSchedule.parse(which))
     with pytest.raises(PrefixError) as error:
         find_frozen_prefix(model, IMAGES)
     assert str(error.value) == "the first layers train, so there is nothing to keep."
@@ -79,7 +79,7 @@ def test_where_the_first_layers_train_there_is_nothing_to_keep(which: str, check
 def test_embeddings_alone_are_not_worth_a_file(tmp_path: Path) -> None:
     BUILDERS["vit"](tmp_path, num_hidden_layers=8)
     model, _ = load_classifier(str(tmp_path), LABELS)
-    freeze(model, "last:8")
+    freeze(model, FreezeSchedule.last(8))
     with pytest.raises(PrefixError) as error:
         find_frozen_prefix(model, IMAGES)
     assert str(error.value) == "nearly all of the network trains, so there is little to keep."
@@ -87,7 +87,7 @@ def test_embeddings_alone_are_not_worth_a_file(tmp_path: Path) -> None:
 
 def test_batchnorm_that_follows_the_batch_is_refused_and_its_statistics_stay(checkpoint_of) -> None:
     model = loaded(checkpoint_of, "timm_resnet")
-    hold = freeze(model, "head")
+    hold = freeze(model, FreezeSchedule.head())
     hold.remove()
     before = weights_of(model)
     with pytest.raises(PrefixError) as error:
@@ -102,7 +102,7 @@ def test_batchnorm_that_follows_the_batch_is_refused_and_its_statistics_stay(che
 def test_stochastic_depth_in_the_frozen_part_is_refused(kind: str, checkpoint_of) -> None:
     torch.manual_seed(0)
     model, _ = load_classifier(str(checkpoint_of(kind)), LABELS)
-    freeze(model, "head")
+    freeze(model, FreezeSchedule.head())
     state = torch.get_rng_state()
     with pytest.raises(PrefixError, match=r"^the frozen part computes differently in training"):
         find_frozen_prefix(model, IMAGES)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_finetune.models.freezing import freeze_backbone, head_parameter_names
+from hf_finetune.models.freezing import FreezeSchedule, freeze, head_parameter_names
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.trainer import FinetuneTrainer
 from tests.coloured import assert_only_changed, weights_of
@@ -30,7 +30,7 @@ def without_drop_path(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def head_only(model: torch.nn.Module) -> torch.nn.Module:
-    freeze_backbone(model)
+    freeze(model, FreezeSchedule.head())
     return model
 
 
