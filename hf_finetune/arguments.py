@@ -139,6 +139,10 @@ class FinetuneArguments(TrainingArguments):
     per_device_eval_batch_size: int = _setting(64, "Photos a device and step of evaluation.")
     learning_rate: float = _setting(1e-3, "Peak learning rate.")
     head_learning_rate: float | None = _setting(None, "Peak learning rate of the head; by default --learning_rate.")
+    layer_lr_decay: float = _setting(
+        1.0, "Each layer group below the head learns at this fraction of the rate of the one above it; 0.75 is common for a ViT."
+    )
+    group_lr: str | None = _setting(None, "Peak learning rates of layer groups by a part of their name: layer4=1e-4,layer3=3e-5.")
     lr_scheduler_type: SchedulerType | str = _setting("cosine", "Course of the learning rate after the warm-up.")
     warmup_steps: float = _setting(0.1, "Steps over which the learning rate rises; a value below 1 is a fraction of all steps.")
     weight_decay: float = _setting(0.01, "Weight decay of weight matrices; biases, norms and position embeddings have none.")

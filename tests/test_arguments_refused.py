@@ -203,6 +203,7 @@ RANGES = {
     "save_total_limit": ("0", "at least 1"),
     "dataloader_num_workers": ("-2", "at least 0, or -1 to choose by the machine"),
     "augmentation_views": ("0", "at least 1"),
+    "layer_lr_decay": ("1.5", "above 0 and at most 1"),
     "feature_cache_gb": ("-1", "at least 0"),
     "image_cache_gb": ("nan", "at least 0"),
     "seed": ("-1", "between 0 and 4294967295"),
@@ -417,3 +418,9 @@ class TestToken:
 def test_precision_fp32_excludes_half_precision(monkeypatch):
     monkeypatch.setattr("hf_finetune.argument_parsing.checks.has_native_bf16", lambda device: True)
     assert problems(["--precision", "fp32", "--bf16"]) == ["--precision fp32 and --bf16 exclude each other; give one."]
+
+
+@pytest.mark.parametrize("value", ["layer4", "layer4=0", "layer4=1e-4,layer4=1e-3", "=1e-3"])
+def test_rates_of_layer_groups_need_names_and_positive_numbers(value):
+    expected = f"--group_lr must be names of layer groups with rates above 0, such as layer4=1e-4,layer3=3e-5, not {value!r}."
+    assert problems(["--group_lr", value]) == [expected]

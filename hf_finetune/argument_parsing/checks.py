@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hf_finetune.argument_parsing.fields import shown
+from hf_finetune.argument_parsing.rates import parse_rates
 from hf_finetune.errors import ConfigError, did_you_mean, listed
 from hf_finetune.models.freeze_text import parse_freeze
 
@@ -58,6 +59,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), _POSITIVE),
     **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm", "eval_delay", "feature_cache_gb", "image_cache_gb"), _NOT_NEGATIVE),
     **dict.fromkeys(("seed", "data_seed"), _SEED),
+    "layer_lr_decay": Range("above 0 and at most 1", low=0, high=1, open_low=True),
     "dataloader_num_workers": Range("at least 0, or -1 to choose by the machine", low=-1),
 }
 
@@ -137,6 +139,14 @@ def _freeze_problem(value: str) -> str | None:
     return None
 
 
+def _rates_problem(value: str) -> str | None:
+    try:
+        parse_rates(value)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def _metric_problem(value: str) -> str | None:
     if value.removeprefix("eval_") in SELECTABLE_METRICS:
         return None
@@ -189,6 +199,7 @@ _TEXT_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "lora_targets": _targets_problem,
     "lora_layers": _layers_problem,
     "freeze": _freeze_problem,
+    "group_lr": _rates_problem,
     "metric_for_best_model": _metric_problem,
     "resume_from_checkpoint": _resume_problem,
     "report_to": _report_problem,
@@ -229,6 +240,8 @@ _TODAY = {
     "eval_batch_size": "per_device_eval_batch_size",
     "epochs": "num_train_epochs",
     "lr": "learning_rate",
+    "backbone_lr": "learning_rate",
+    "head_lr": "head_learning_rate",
     "token": "hub_token",
     "rank": "lora_rank",
 }

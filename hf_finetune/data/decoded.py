@@ -108,6 +108,7 @@ def _pixels(stored: dict[str, Any], side: int) -> np.ndarray:
     height, width = _kept_size(stored, side)
     with _open(stored) as image:
         image.draft("RGB", (side, side))  # of a JPEG: decode it at the smallest scale that is not below this size
+        image.load()
         upright = to_rgb(image)
     if upright.size != (width, height):
         upright = upright.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from hf_finetune.errors import ConfigError, did_you_mean, listed
 from hf_finetune.models.freezing import head_parameter_names
+from hf_finetune.models.layers import layer_groups
+from hf_finetune.models.names import unwrap_peft
 
 
 def spared_from_decay(model: nn.Module) -> set[str]:
@@ -23,25 +27,45 @@ def spared_from_decay(model: nn.Module) -> set[str]:
 
 
 def parameter_groups(
-    model: nn.Module, *, learning_rate: float, head_learning_rate: float | None, weight_decay: float
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    head_learning_rate: float | None = None,
+    layer_lr_decay: float = 1.0,
+    group_rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the optimizer's groups over every parameter that requires a gradient: backbone and head, each with and without decay.
+    """Return the optimizer's groups over every parameter that requires a gradient, each part with and without weight decay.
+
+    The parts are the backbone and the head. Where rates differ from layer to layer they are the groups of `layer_groups`: with layer-wise
+    decay a group that is `k` groups below the head gets `learning_rate * layer_lr_decay ** k`, as in section A.5 of BEiT,
+    https://arxiv.org/abs/2106.08254 (from ULMFiT, https://arxiv.org/abs/1801.06146, section 3.1).
 
     Args:
         model: A classifier, plain or inside a `PeftModel`.
         learning_rate: Peak rate of the backbone and of adapters, > 0.
-        head_learning_rate: Peak rate of the classification head; None gives it `learning_rate`.
         weight_decay: Decay of matrices and convolutions, >= 0; biases, norms and embeddings get 0.
+        head_learning_rate: Peak rate of the classification head; None gives it `learning_rate`.
+        layer_lr_decay: In (0, 1]; 1 is no decay.
+        group_rates: A part of the name of a layer group, such as `layer4` or `blocks.11`, to the peak rate of the groups so named.
 
     Returns:
         Non-empty groups with keys `name`, `params`, `lr`, `weight_decay`, in a fixed order, so that a saved optimizer fits again.
+
+    Raises:
+        ConfigError: If a name of `group_rates` names no layer group.
     """
     head, spared = head_parameter_names(model), spared_from_decay(model)
     rates = {"backbone": learning_rate, "head": learning_rate if head_learning_rate is None else head_learning_rate}
+    parts = {name: "head" if name in head else "backbone" for name, _ in model.named_parameters()}
+    if layer_lr_decay != 1.0 or group_rates:
+        parts, layers = _layers_of_parameters(model)
+        body = {name: learning_rate * layer_lr_decay ** (len(layers) - 1 - index) for index, name in enumerate(layers)}
+        rates = body | _named_rates(layers, group_rates or {}) | {"head": rates["head"]}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {(part, decayed): [] for part in rates for decayed in (True, False)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups["head" if name in head else "backbone", name not in spared].append(parameter)
+            groups[parts[name], name not in spared].append(parameter)
     return [
         {
             "name": f"{part}{'' if decayed else ' without decay'}",
@@ -52,3 +76,23 @@ def parameter_groups(
         for (part, decayed), parameters in groups.items()
         if parameters
     ]
+
+
+def _layers_of_parameters(model: nn.Module) -> tuple[dict[str, str], list[str]]:
+    """Return parameter → layer group, under the names that `model` gives them, and the names of the groups from the stem to the head."""
+    layers = layer_groups(model)
+    inside = {id(parameter): name for name, parameter in unwrap_peft(model).named_parameters()}
+    of = {name: layer.name for layer in layers for name in layer.parameters}
+    return {name: of[inside[id(parameter)]] for name, parameter in model.named_parameters()}, [layer.name for layer in layers]
+
+
+def _named_rates(layers: list[str], group_rates: Mapping[str, float]) -> dict[str, float]:
+    rates: dict[str, float] = {}
+    for part, rate in group_rates.items():
+        found = [name for name in layers if f".{part}." in f".{name}."]
+        if not found:
+            raise ConfigError(
+                f"--group_lr {part}={rate:g} names no layer group; there are {listed(layers, 30)}.{did_you_mean(part, layers)}"
+            )
+        rates |= dict.fromkeys(found, rate)
+    return rates

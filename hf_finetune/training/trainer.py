@@ -15,6 +15,7 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hf_finetune.argument_parsing.rates import parse_rates
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.decoded import DecodedPhotos, photo_directory
 from hf_finetune.data.stored_arrays import GIBIBYTE, ArrayStore, StoreError
@@ -139,11 +140,14 @@ class FinetuneTrainer(Trainer):
                 self.schedule.apply(cast(PreTrainedModel, self.model), max(math.ceil(self.args.num_train_epochs) - 1, 0))
             target = cast(PreTrainedModel, self.model if model is None else model)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, target)
+            own = cast(FinetuneArguments, self.args)
             groups = parameter_groups(
                 target,
                 learning_rate=options.pop("lr"),
-                head_learning_rate=cast(FinetuneArguments, self.args).head_learning_rate,
-                weight_decay=self.args.weight_decay,
+                weight_decay=own.weight_decay,
+                head_learning_rate=own.head_learning_rate,
+                layer_lr_decay=own.layer_lr_decay,
+                group_rates=parse_rates(own.group_lr or ""),
             )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer

@@ -57,3 +57,13 @@ def test_a_large_photo_is_kept_upright_and_small(transform: TrainTransform, tmp_
 def test_photos_that_do_not_fit_are_refused(transform: TrainTransform, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"GiB are needed and 0\.00 GiB allowed$"):
         DecodedPhotos(photo_split(3), transform, ArrayStore(tmp_path, 1000))
+
+
+def test_jpegs_of_the_usual_size_are_decoded_whole(transform: TrainTransform, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 50, 3), np.uint8)
+    buffer = io.BytesIO()
+    PillowImage.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    features = Features({"image": Image(), "label": ClassLabel(names=LABELS), "image_id": Value("string")})
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}], "label": [1], "image_id": ["a"]}
+    decoded = DecodedPhotos(Dataset.from_dict(rows, features=features), transform, ArrayStore(tmp_path, 2**20))
+    np.testing.assert_array_equal(np.asarray(decoded._photo(0)), np.asarray(PillowImage.open(buffer)))

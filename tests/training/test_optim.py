@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_finetune.errors import ConfigError
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.optim import parameter_groups, spared_from_decay
@@ -55,3 +56,38 @@ def test_without_a_rate_of_its_own_the_head_gets_the_common_one(checkpoint_of: C
     groups = parameter_groups(model, learning_rate=1e-3, head_learning_rate=None, weight_decay=0.0)
     assert {group["lr"] for group in groups} == {1e-3}
     torch.optim.AdamW(groups)
+
+
+def test_layer_wise_decay_falls_from_the_head_to_the_stem(checkpoint_of: Callable[[str], Path]):
+    model, _ = load_classifier(str(checkpoint_of("vit")), NAMES)
+    groups = parameter_groups(model, **RATES, layer_lr_decay=0.5)
+    assert {group["name"].removesuffix(" without decay"): group["lr"] for group in groups} == {
+        "stem": 1e-3 / 16,
+        "vit.layers.0": 1e-3 / 8,
+        "vit.layers.1": 1e-3 / 4,
+        "vit.layers.2": 1e-3 / 2,
+        "head": 1e-2,
+    }
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
+
+
+def test_adapters_learn_at_the_rate_of_their_layer(checkpoint_of: Callable[[str], Path]):
+    model, _ = load_classifier(str(checkpoint_of("vit")), NAMES)
+    groups = parameter_groups(add_lora(model, rank=2, layers="1-2"), **RATES, layer_lr_decay=0.5)
+    assert {(group["name"].removesuffix(" without decay"), group["lr"]) for group in groups} == {
+        ("vit.layers.1", 1e-3 / 4),
+        ("vit.layers.2", 1e-3 / 2),
+        ("head", 1e-2),
+    }
+
+
+def test_rates_by_name_go_before_decay(checkpoint_of: Callable[[str], Path]):
+    model, _ = load_classifier(str(checkpoint_of("timm_resnet")), NAMES)
+    groups = parameter_groups(model, **RATES, group_rates={"layer4": 5e-4, "stem": 1e-5})
+    rates = {group["name"].removesuffix(" without decay"): group["lr"] for group in groups}
+    assert rates["timm_model.layer4.0"] == 5e-4
+    assert rates["stem"] == 1e-5
+    assert rates["timm_model.layer3.0"] == 1e-3
+    with pytest.raises(ConfigError) as error:
+        parameter_groups(model, **RATES, group_rates={"layer9": 1e-3})
+    assert str(error.value).startswith("--group_lr layer9=0.001 names no layer group; there are stem, timm_model.layer1.0, ")
