@@ -212,7 +212,7 @@ class FinetuneTrainer(Trainer):
     def _keep_photos(self) -> None:
         """Decode the training photos once, where random views are drawn from them; a log line says why it cannot be done."""
         limit = cast(FinetuneArguments, self.args).image_cache_gb
-        if limit == 0 or self.features is not None or self.train_transform.augmentation == "none" or self.args.num_train_epochs <= 1:
+        if limit == 0 or self.features is not None or self.train_transform.augmentation == "none" or self.state.num_train_epochs <= 1:
             return
         store = ArrayStore(photo_directory(), int(limit * GIBIBYTE))
         try:
