@@ -47,6 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--work_dir", type=Path, default=Path("runs/benchmark"), help="where measurements are kept; a new folder measures anew"
     )
+    parser.add_argument("--report_only", action="store_true", help="write the report of what was measured so far")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -190,7 +191,7 @@ def main() -> None:
     tasks, points = table_tasks(options), plot_tasks(options)
     ledger = Ledger(options.work_dir / "results.jsonl")
     try:
-        failed = measure(list(dict.fromkeys(tasks + points)), ledger, argv)
+        failed = {} if options.report_only else measure(list(dict.fromkeys(tasks + points)), ledger, argv)
     except WorkerError as error:
         sys.exit(f"A worker failed; what is finished stays in {ledger.path}. {error}")
 

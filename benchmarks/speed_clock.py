@@ -28,12 +28,16 @@ def figures(images: int, seconds: float, **more: Any) -> dict[str, Any]:
 
 
 class Marks:
-    """When the parts of a training ended: everything before its first epoch, its first step, its last step."""
+    """When a training was called and began, and when what precedes its first epoch, its first step and its last step ended."""
 
     def __init__(self) -> None:
         self.started = now()
-        self.ready = self.first = self.last = self.started
+        self.began = self.ready = self.first = self.last = self.started
         self.epochs = self.steps = 0
+
+    def training_begins(self) -> None:
+        """Remember when loaders and optimizer are there."""
+        self.began = now()
 
     def epoch_begins(self) -> None:
         """Remember when the first epoch begins."""
@@ -50,12 +54,13 @@ class Marks:
     def figures(self, row: Row, photos: int) -> dict[str, Any]:
         """Return the measurement of a training that has just ended.
 
-        Without the warm-up, what comes before the first epoch still counts, since photos may be read or features computed there.
+        Without the warm-up, what is done between the beginning and the first epoch still counts, since photos may be decoded or features
+        computed there; making loaders and optimizer does not.
         """
-        setup = self.ready - self.started
+        parts = {"startup_seconds": self.began - self.started, "caching_seconds": self.ready - self.began}
         if row.whole:
-            return figures(photos * row.epochs, now() - self.started, setup_seconds=setup)
-        return figures((self.steps - 1) * BATCH, setup + self.last - self.first, setup_seconds=setup)
+            return figures(photos * row.epochs, now() - self.started, **parts)
+        return figures((self.steps - 1) * BATCH, parts["caching_seconds"] + self.last - self.first, **parts)
 
 
 def time_prediction(predict: Callable[[Any], Any], warm_up: Any, photos: Any, count: int) -> dict[str, Any]:

@@ -37,6 +37,10 @@ class Stopwatch(Callback):
     def __init__(self, marks: Marks, last: int | None) -> None:
         self.marks, self.last = marks, last
 
+    def before_fit(self):
+        """Loaders and optimizer are there."""
+        self.marks.training_begins()
+
     def before_epoch(self):
         """An epoch begins."""
         self.marks.epoch_begins()

@@ -15,6 +15,10 @@ class Stopwatch(TrainerCallback):
     def __init__(self, marks: Marks) -> None:
         self.marks = marks
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Loaders and optimizer are there."""
+        self.marks.training_begins()
+
     def on_epoch_begin(self, args, state, control, **kwargs):
         """An epoch begins."""
         self.marks.epoch_begins()

@@ -16,6 +16,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hf_finetune.reporting.finished_run import Curves
+from hf_finetune.reporting.intervals import Interval
 from hf_finetune.reporting.metrics import FloatArray, IntArray, Reliability, class_scores
 from hf_finetune.reporting.wording import one_line
 
@@ -141,6 +142,25 @@ def class_accuracy_plot(confusion: IntArray, label_names: Sequence[str], theme: 
     axes.set_xlabel("accuracy within the class (images of it)")
     axes.grid(True, axis="x", color=theme.grid)
     _legend(axes, theme, "lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    return figure
+
+
+def compared_cells(cells: Sequence[tuple[str, float, Interval]], theme: Theme = LIGHT) -> Figure:
+    """Draw the accuracy of every cell of a study with its interval, the first cell on top and as a line through all.
+
+    Args:
+        cells: Name, accuracy in [0, 1] and interval; at least one.
+        theme: Colours.
+    """
+    figure, (axes,) = _axes(7.2, 1.4 + 0.42 * len(cells), theme)
+    for row, (_, accuracy, interval) in enumerate(cells):
+        axes.plot([interval.low, interval.high], [row, row], color=theme.quiet if row else theme.ink, linewidth=3, solid_capstyle="round")
+        axes.plot(accuracy, row, "o", color=theme.hit if row else theme.ink, markersize=8)
+    axes.axvline(cells[0][1], color=theme.ink, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(cells)), [one_line(name, 40) for name, _, _ in cells])
+    axes.set_ylim(len(cells) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.set_xlabel("test accuracy, 95 % interval over seeds and photos")
     return figure
 
 

@@ -1,0 +1,272 @@
+"""A study: settings × seeds, each a run of its own, compared on the same test photos with the uncertainty of both.
+
+Which run is missing is read from the folders, so a study that was killed goes on with the same command, and several machines can share one
+by taking different cells. Nothing here knows how a run is made; the function that makes one is handed in.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from hf_finetune.errors import ConfigError, DataError, listed
+from hf_finetune.reporting.intervals import Interval
+from hf_finetune.reporting.markdown import markdown_table, markdown_text
+from hf_finetune.reporting.plots import compared_cells, png
+from hf_finetune.reporting.wording import amount, duration, percent, size, write_atomically
+
+_RESAMPLES = 4000
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What the finished seeds of one cell say together.
+
+    Attributes:
+        name: Of the cell.
+        seeds: Those that are finished.
+        accuracies: On test, one a seed, in [0, 1].
+        interval: 95 % interval of their mean, over seeds and test photos.
+        difference: 95 % interval of the mean minus that of the first cell, paired by seed and photo; None for the first cell itself.
+        training_seconds: Mean over seeds.
+        peak_memory_bytes: Highest of the seeds.
+        trainable_parameters: Of the last epoch.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    interval: Interval
+    difference: Interval | None
+    training_seconds: float
+    peak_memory_bytes: float
+    trainable_parameters: int
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over seeds, in [0, 1]."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def verdict(self) -> str:
+        """In words how the cell compares with the first one."""
+        if self.difference is None:
+            return "the reference"
+        if self.difference.low > 0:
+            return "better"
+        return "worse" if self.difference.high < 0 else "no difference shown"
+
+
+class Study:
+    """Cells × seeds of one comparison.
+
+    Args:
+        directory: Holds a folder a cell and in it a folder a seed, as a run writes it, and the files of the study.
+        cells: Name → settings that differ from the common ones; the first cell is the one that others are compared with.
+        seeds: At least one.
+        run: Makes one run from the settings of a cell with `seed` and `output_dir` added, and leaves `metrics.json` and
+            `predictions.parquet` there. `overwrite_output_dir` is added where a run was begun and left no checkpoint,
+            `resume_from_checkpoint` where it left one.
+        title: Heads the page.
+
+    Raises:
+        ConfigError: If there is no cell or no seed.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        cells: Mapping[str, Mapping[str, Any]],
+        seeds: Sequence[int],
+        run: Callable[[dict[str, Any]], object],
+        title: str = "Study",
+    ) -> None:
+        if not cells or not seeds:
+            raise ConfigError("A study needs at least one cell and one seed.")
+        self.directory, self.cells, self.seeds, self.run_cell, self.title = Path(directory), dict(cells), tuple(seeds), run, title
+
+    def folder(self, cell: str, seed: int) -> Path:
+        """Return where one run of the study lies."""
+        return self.directory / cell / f"seed{seed}"
+
+    def finished(self, cell: str, seed: int) -> bool:
+        """Return whether a run left its figures.
+
+        Raises:
+            DataError: If it was made with other settings.
+        """
+        folder = self.folder(cell, seed)
+        if not (folder / "metrics.json").is_file():
+            return False
+        made = json.loads((self.directory / cell / "cell.json").read_text(encoding="utf-8"))
+        if made != _plain(self.cells[cell]):
+            raise DataError(f"{folder} was made with other settings ({made}); remove {folder.parent}, or give the study another folder.")
+        return True
+
+    def run(self, which: slice | None = None) -> list[CellResult]:
+        """Make the runs that are missing, seed by seed and within a seed cell by cell, and write the files of the study.
+
+        Args:
+            which: The cells of this machine, counted from 0; None for all.
+        """
+        chosen = list(self.cells)[which or slice(None)]
+        for seed in self.seeds:
+            for cell in chosen:
+                if not self.finished(cell, seed):
+                    self._run_one(cell, seed)
+        return self.write()
+
+    def results(self) -> list[CellResult]:
+        """Return what is finished, cell by cell; cells without a finished seed are left out."""
+        done = {cell: tuple(seed for seed in self.seeds if self.finished(cell, seed)) for cell in self.cells}
+        reference = next(iter(self.cells))
+        return [self._result(cell, seeds, reference, done[reference]) for cell, seeds in done.items() if seeds]
+
+    def write(self) -> list[CellResult]:
+        """Write `study.csv`, `study.md` and `study.png`, and return the results."""
+        results = self.results()
+        if results:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.directory / "study.csv", _csv(results))
+            write_atomically(self.directory / "study.md", self.markdown(results))
+            write_atomically(self.directory / "study.png", png(compared_cells([(r.name, r.accuracy, r.interval) for r in results])))
+        return results
+
+    def markdown(self, results: Sequence[CellResult]) -> str:
+        """Return the page of the study."""
+        lines = [f"# {self.title}", "", *_table(results), "", *(f"- {sentence(result, results[0])}" for result in results[1:]), ""]
+        lines += ["![Test accuracy of every cell with its 95 % interval](study.png)", "", _METHOD]
+        return "\n".join(lines) + "\n"
+
+    def _run_one(self, cell: str, seed: int) -> None:
+        folder = self.folder(cell, seed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.parent / "cell.json", json.dumps(_plain(self.cells[cell]), indent=1) + "\n")
+        settings = {**self.cells[cell], "seed": seed, "output_dir": str(folder)}
+        if any(folder.glob("checkpoint-*/trainer_state.json")):
+            settings["resume_from_checkpoint"] = "last"
+        elif folder.exists():
+            settings["overwrite_output_dir"] = True
+        self.run_cell(settings)
+
+    def _result(self, cell: str, seeds: tuple[int, ...], reference: str, reference_seeds: tuple[int, ...]) -> CellResult:
+        right = {seed: _correct(self.folder(cell, seed)) for seed in seeds}
+        metrics = [json.loads((self.folder(cell, seed) / "metrics.json").read_text(encoding="utf-8")) for seed in seeds]
+        train = [one["train"] for one in metrics]
+        difference, both = None, [seed for seed in seeds if seed in reference_seeds]
+        if cell != reference and both:
+            theirs = {seed: _correct(self.folder(reference, seed)) for seed in both}
+            difference = seeds_and_photos_interval(np.stack([_paired(right[seed], theirs[seed]) for seed in both]))
+        return CellResult(
+            name=cell,
+            seeds=seeds,
+            accuracies=tuple(one["test"]["accuracy"] for one in metrics),
+            interval=seeds_and_photos_interval(np.stack([np.array([*hits.values()], float) for hits in right.values()])),
+            difference=difference,
+            training_seconds=statistics.fmean(one["runtime_s"] for one in train),
+            peak_memory_bytes=max(one["peak_memory_bytes"] for one in train),
+            trainable_parameters=train[0]["trainable_parameters"],
+        )
+
+
+def seeds_and_photos_interval(values: np.ndarray, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
+    """Return the 95 % percentile bootstrap interval of a mean over seeds and photos, both drawn anew in every resample.
+
+    Seeds and photos are crossed, so each is resampled by itself: A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1,
+    2007, https://arxiv.org/abs/0712.1111. With one seed the interval is over photos alone, and too narrow for another training.
+
+    Args:
+        values: [seeds, photos]: 1 for a right prediction and 0 for a wrong one, or the difference of two such.
+        resamples: Bootstrap samples.
+        seed: Of the draws; the same seed gives the same interval.
+    """
+    generator = np.random.default_rng(seed)
+    seeds, photos = values.shape
+    weights_of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
+    means = np.empty(resamples)
+    for start in range(0, resamples, 500):  # bounds the memory
+        part = slice(start, min(start + 500, resamples))
+        weights_of_photos = generator.multinomial(photos, np.full(photos, 1 / photos), part.stop - part.start) / photos
+        means[part] = np.einsum("rs,sp,rp->r", weights_of_seeds[part], values, weights_of_photos, optimize=True)
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def sentence(result: CellResult, reference: CellResult) -> str:
+    """Return in words how a cell compares with the reference, in accuracy and in time."""
+    if result.difference is None:
+        return f"{markdown_text(result.name)} shares no finished seed with {markdown_text(reference.name)}."
+    low, high = (f"{100 * value:+.1f}" for value in result.difference)
+    change = 100 * (result.accuracy - reference.accuracy)
+    ratio = result.training_seconds / max(reference.training_seconds, 1e-9)
+    return (
+        f"{markdown_text(result.name)} against {markdown_text(reference.name)}: {result.verdict} ({change:+.1f} points, 95 % interval {low} "
+        f"to {high}), in {ratio:.2f} times its training time."
+    )
+
+
+_METHOD = (
+    "Accuracy is the mean over seeds on the test split, which every run scores once after choosing its best epoch on validation. Intervals "
+    "are 95 %, from a bootstrap that draws seeds and test photos anew; the comparison is paired by seed and photo. A difference whose "
+    "interval holds 0 is called no difference shown. Training time leaves out loading and scoring the test split."
+)
+
+
+def _table(results: Sequence[CellResult]) -> list[str]:
+    header = ("cell", "test accuracy", "95 % interval", "seeds", "training time", "peak memory", "trained parameters", "against the first")
+    rows = [
+        (
+            markdown_text(result.name),
+            percent(result.accuracy),
+            f"{100 * result.interval.low:.1f} to {percent(result.interval.high)}",
+            str(len(result.seeds)),
+            duration(result.training_seconds),
+            size(result.peak_memory_bytes),
+            amount(result.trainable_parameters),
+            result.verdict,
+        )
+        for result in results
+    ]
+    return markdown_table(header, rows, "lrrrrrrl")
+
+
+def _csv(results: Sequence[CellResult]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(
+        ("cell", "seeds", "accuracy", "low", "high", "difference_low", "difference_high", "training_s", "peak_memory_bytes", "trained")
+    )
+    for result in results:
+        difference = result.difference or ("", "")
+        figures = (result.accuracy, *result.interval, *difference, result.training_seconds, result.peak_memory_bytes)
+        table.writerow((result.name, " ".join(map(str, result.seeds)), *figures, result.trainable_parameters))
+    return text.getvalue()
+
+
+def _correct(folder: Path) -> dict[str, bool]:
+    """Return `image_id` → whether the prediction was right, for the test photos of a run, in a fixed order."""
+    rows = pq.read_table(folder / "predictions.parquet", filters=[("split", "=", "test")]).to_pylist()
+    return {row["image_id"]: row["label"] == row["prediction"] for row in sorted(rows, key=lambda row: row["image_id"])}
+
+
+def _paired(one: dict[str, bool], other: dict[str, bool]) -> np.ndarray:
+    if one.keys() != other.keys():
+        missing = sorted(one.keys() ^ other.keys())
+        raise DataError(f"Two runs of the study were scored on different test photos, {len(missing)} of them ({listed(missing, 3)}).")
+    return np.array([*one.values()], float) - np.array([*other.values()], float)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back."""
+    return json.loads(json.dumps(dict(settings), default=str))

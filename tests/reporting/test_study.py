@@ -1,0 +1,117 @@
+"""A study runs what is missing, compares on the same photos, and says in words what was shown."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_finetune.errors import ConfigError, DataError
+from hf_finetune.reporting.study import Study, seeds_and_photos_interval
+
+PHOTOS = 400
+CELLS = {"head": {"freeze": "head"}, "all": {"freeze": "none"}, "same": {"freeze": "last:1"}}
+ACCURACY = {"head": 0.70, "none": 0.85, "last:1": 0.70}
+
+
+class FakeRuns:
+    """Writes what a run leaves: predictions that are right with a given rate, from photos in another order every time."""
+
+    def __init__(self) -> None:
+        self.made: list[dict[str, Any]] = []
+
+    def __call__(self, settings: dict[str, Any]) -> None:
+        self.made.append(settings)
+        folder = Path(settings["output_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([settings["seed"], len(settings["freeze"])])
+        right = rng.permutation(PHOTOS) < PHOTOS * ACCURACY[settings["freeze"]]
+        order = rng.permutation(PHOTOS)
+        table = {"image_id": [f"photo_{i:03d}" for i in order], "split": ["test"] * PHOTOS, "label": [0] * PHOTOS}
+        pq.write_table(pa.table(table | {"prediction": [int(not right[i]) for i in order]}), folder / "predictions.parquet")
+        train = {"runtime_s": 10.0 * (1 + settings["seed"]), "peak_memory_bytes": 5e8, "trainable_parameters": 1234}
+        (folder / "metrics.json").write_text(json.dumps({"test": {"accuracy": float(right.mean())}, "train": train}))
+
+
+def test_the_table_says_which_cells_differ(tmp_path: Path) -> None:
+    results = Study(tmp_path, CELLS, [0, 1, 2], FakeRuns(), title="Which layers").run()
+    assert [(result.name, result.verdict) for result in results] == [
+        ("head", "the reference"),
+        ("all", "better"),
+        ("same", "no difference shown"),
+    ]
+    for result, accuracy in zip(results, (0.70, 0.85, 0.70), strict=True):
+        assert result.accuracy == pytest.approx(accuracy)
+        assert result.interval.low < accuracy < result.interval.high
+        assert result.training_seconds == 20
+    page = (tmp_path / "study.md").read_text()
+    assert page.startswith("# Which layers\n")
+    assert "- all against head: better (+15.0 points, 95 % interval +" in page
+    assert "in 1.00 times its training time." in page
+    rows = list(csv.DictReader((tmp_path / "study.csv").open()))
+    assert [row["cell"] for row in rows] == ["head", "all", "same"]
+    assert rows[0]["seeds"] == "0 1 2"
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_what_is_missing_is_run(tmp_path: Path) -> None:
+    first, second = FakeRuns(), FakeRuns()
+    Study(tmp_path, CELLS, [0], first).run(slice(0, 2))
+    assert [Path(settings["output_dir"]).parent.name for settings in first.made] == ["head", "all"]
+    Study(tmp_path, CELLS, [0, 1], second).run()
+    assert [(Path(s["output_dir"]).parent.name, s["seed"]) for s in second.made] == [("same", 0), ("head", 1), ("all", 1), ("same", 1)]
+
+
+def test_a_run_that_was_cut_off_goes_on_or_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "head" / "seed0" / "checkpoint-7").mkdir(parents=True)
+    (tmp_path / "head" / "seed0" / "checkpoint-7" / "trainer_state.json").write_text("{}")
+    (tmp_path / "all" / "seed0").mkdir(parents=True)
+    runs = FakeRuns()
+    Study(tmp_path, CELLS, [0], runs).run()
+    assert [sorted(settings.keys() - {"freeze", "seed", "output_dir"}) for settings in runs.made] == [
+        ["resume_from_checkpoint"],
+        ["overwrite_output_dir"],
+        [],
+    ]
+
+
+def test_a_cell_whose_settings_changed_is_not_taken_for_finished(tmp_path: Path) -> None:
+    Study(tmp_path, CELLS, [0], FakeRuns()).run()
+    changed = {**CELLS, "all": {"freeze": "last:1"}}
+    with pytest.raises(DataError) as error:
+        Study(tmp_path, changed, [0], FakeRuns()).run()
+    assert str(error.value) == (
+        f"{tmp_path / 'all' / 'seed0'} was made with other settings ({{'freeze': 'none'}}); remove {tmp_path / 'all'}, "
+        "or give the study another folder."
+    )
+
+
+def test_runs_on_different_photos_are_not_compared(tmp_path: Path) -> None:
+    study = Study(tmp_path, CELLS, [0], FakeRuns())
+    study.run()
+    path = tmp_path / "all" / "seed0" / "predictions.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(DataError, match=r"^Two runs of the study were scored on different test photos, 1 of them \(photo_\d+\)\.$"):
+        study.write()
+
+
+def test_a_study_needs_cells_and_seeds(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^A study needs at least one cell and one seed\.$"):
+        Study(tmp_path, CELLS, [], FakeRuns())
+
+
+def test_the_interval_covers_both_sources_of_chance() -> None:
+    rng = np.random.default_rng(0)
+    photos_only = seeds_and_photos_interval((rng.random((1, 500)) < 0.8).astype(float))
+    assert photos_only.high - photos_only.low == pytest.approx(2 * 1.96 * (0.8 * 0.2 / 500) ** 0.5, rel=0.15)
+    # seeds that differ by far more than their photos can explain
+    seeds = np.stack([(rng.random(500) < rate).astype(float) for rate in (0.6, 0.8, 1.0)])
+    wide = seeds_and_photos_interval(seeds)
+    assert wide.high - wide.low > 2 * (photos_only.high - photos_only.low)
+    assert seeds_and_photos_interval(seeds) == wide
