@@ -195,13 +195,16 @@ def main() -> None:
     except WorkerError as error:
         sys.exit(f"A worker failed; what is finished stays in {ledger.path}. {error}")
 
+    done, drawn = ([ledger.records[task] for task in some if task in ledger.records] for some in (dict.fromkeys(tasks + points), points))
     results = Results([ledger.records[task] for task in tasks if task in ledger.records], failed)
+    if not results.rows():
+        sys.exit(f"{ledger.path} holds no measurement of these rows.")
     print(table(results))
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    write_markdown(results, options.output_dir / "speed.md", published(argv), plot=bool(points))
-    write_csv([ledger.records[task] for task in dict.fromkeys(tasks + points) if task in ledger.records], options.output_dir / "speed.csv")
-    if points:
-        importlib.import_module("speed_plot").draw([ledger.records[task] for task in points], options.output_dir / "speed.png")
+    write_markdown(results, options.output_dir / "speed.md", published(argv), plot=bool(drawn))
+    write_csv(done, options.output_dir / "speed.csv")
+    if drawn:
+        importlib.import_module("speed_plot").draw(drawn, options.output_dir / "speed.png")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ the ratios within a round.
 
 Wall time is that of the training call, reading photos included; loading the model and checking the data set are not in it. What a
 Trainer does before it begins and its first step are left out as a warm-up, except in the rows that train for several epochs without
-augmentation: there everything counts. Filling a cache, empty at first, with photos or with features of a frozen part always counts. Evaluation warms up on one batch of other photos. Memory is the peak resident memory
-of the measuring process; processes that load photos come on top, the largest that had ended is in `speed.csv`."""
+augmentation: there everything counts. Filling a cache, empty at first, with photos or with features of a frozen part always counts.
+Evaluation warms up on one batch of other photos. Memory is the peak resident memory of the measuring process; processes that load
+photos come on top, the largest that had ended is in `speed.csv`."""
 
 
 class Results:

@@ -159,7 +159,7 @@ def compared_cells(cells: Sequence[tuple[str, float, Interval]], theme: Theme = 
     axes.axvline(cells[0][1], color=theme.ink, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(cells)), [one_line(name, 40) for name, _, _ in cells])
     axes.set_ylim(len(cells) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axes.set_xlabel("test accuracy, 95 % interval over seeds and photos")
     return figure
 

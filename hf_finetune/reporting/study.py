@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ class Study:
             `predictions.parquet` there. `overwrite_output_dir` is added where a run was begun and left no checkpoint,
             `resume_from_checkpoint` where it left one.
         title: Heads the page.
+        command: What starts the study, for the page.
 
     Raises:
         ConfigError: If there is no cell or no seed.
@@ -90,10 +92,12 @@ class Study:
         seeds: Sequence[int],
         run: Callable[[dict[str, Any]], object],
         title: str = "Study",
+        command: str = "",
     ) -> None:
         if not cells or not seeds:
             raise ConfigError("A study needs at least one cell and one seed.")
-        self.directory, self.cells, self.seeds, self.run_cell, self.title = Path(directory), dict(cells), tuple(seeds), run, title
+        self.directory, self.cells, self.seeds, self.run_cell = Path(directory), dict(cells), tuple(seeds), run
+        self.title, self.command = title, command
 
     def folder(self, cell: str, seed: int) -> Path:
         """Return where one run of the study lies."""
@@ -145,8 +149,23 @@ class Study:
     def markdown(self, results: Sequence[CellResult]) -> str:
         """Return the page of the study."""
         lines = [f"# {self.title}", "", *_table(results), "", *(f"- {sentence(result, results[0])}" for result in results[1:]), ""]
-        lines += ["![Test accuracy of every cell with its 95 % interval](study.png)", "", _METHOD]
+        lines += ["![Test accuracy of every cell with its 95 % interval](study.png)", "", _METHOD, "", *self._origin(results)]
         return "\n".join(lines) + "\n"
+
+    def _origin(self, results: Sequence[CellResult]) -> list[str]:
+        """Return the command, and data, versions, machine and date of the runs."""
+        files = [self.folder(result.name, seed) / "metrics.json" for result in results for seed in result.seeds]
+        metrics = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        environments = [one.get("environment", {}) for one in metrics]
+        splits = metrics[0].get("dataset", {}).get("splits", {})
+        days = sorted({time.strftime("%Y-%m-%d", time.localtime(file.stat().st_mtime)) for file in files})
+        facts = [f"Seeds {', '.join(map(str, self.seeds))}", " and ".join(dict.fromkeys((days[0], days[-1])))]
+        facts += [f"{count} photos of {split}" for split, count in splits.items()]
+        for key in ("processor", "device", "dtype", "threads", "torch", "transformers", "timm", "peft"):
+            values = dict.fromkeys(str(environment[key]) for environment in environments if key in environment)
+            facts += [f"{key} {' and '.join(values)}"] if values else []
+        command = ["```bash", self.command, "```", ""] if self.command else []
+        return [*command, f"{markdown_text('; '.join(facts))}."]
 
     def _run_one(self, cell: str, seed: int) -> None:
         folder = self.folder(cell, seed)
@@ -210,16 +229,14 @@ def sentence(result: CellResult, reference: CellResult) -> str:
     low, high = (f"{100 * value:+.1f}" for value in result.difference)
     change = 100 * (result.accuracy - reference.accuracy)
     ratio = result.training_seconds / max(reference.training_seconds, 1e-9)
-    return (
-        f"{markdown_text(result.name)} against {markdown_text(reference.name)}: {result.verdict} ({change:+.1f} points, 95 % interval {low} "
-        f"to {high}), in {ratio:.2f} times its training time."
-    )
+    pair = f"{markdown_text(result.name)} against {markdown_text(reference.name)}"
+    return f"{pair}: {result.verdict} ({change:+.1f} points, 95 % interval {low} to {high}), in {ratio:.2f} times its training time."
 
 
 _METHOD = (
-    "Accuracy is the mean over seeds on the test split, which every run scores once after choosing its best epoch on validation. Intervals "
-    "are 95 %, from a bootstrap that draws seeds and test photos anew; the comparison is paired by seed and photo. A difference whose "
-    "interval holds 0 is called no difference shown. Training time leaves out loading and scoring the test split."
+    "Accuracy is the mean over seeds on the test split, which every run scores once, at its end; what is chosen is chosen on validation. "
+    "Intervals are 95 %, from a bootstrap that draws seeds and test photos anew; the comparison is paired by seed and photo. A difference "
+    "whose interval holds 0 is called no difference shown. Training time leaves out loading and scoring the test split."
 )
 
 
