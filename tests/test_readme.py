@@ -49,6 +49,21 @@ def test_the_notebook_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert 0 < float(capsys.readouterr().out.split()[-1]) <= 1
 
 
+def test_the_study_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    code = README.partition("## What was measured")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    for long, short in {
+        '"num_train_epochs": 4': '"max_steps": 2, "max_eval_samples": 20',
+        "drawn_pets": "digits",
+        "[0, 1, 2]": "[0]",
+    }.items():
+        assert long in code
+        code = code.replace(long, short)
+    exec(compile(code, "README.md", "exec"), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "Interval(" in line] == ["head", "last", "gradual"]
+    assert {"study.md", "study.csv", "study.png"} <= {path.name for path in (tmp_path / "runs" / "study").iterdir()}
+
+
 def test_the_demo_preset_is_a_run_without_network():
     assert PRESETS["demo"]["dataset"] == "drawn_pets"
     assert PRESETS["demo"]["model"] == "tiny_vit"
