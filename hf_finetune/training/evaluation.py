@@ -14,6 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_finetune.data.transforms import EvalTransform
 from hf_finetune.reporting.metrics import classification_metrics
+from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.trainer import collate
 
 
@@ -79,6 +80,8 @@ def evaluate_classifier(
         split: The name that the predictions carry.
     """
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     training = model.training
     model.eval()
     loader = DataLoader(dataset.with_transform(EvalTransform(processor)), batch_size=batch_size, collate_fn=collate)

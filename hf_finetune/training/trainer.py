@@ -24,6 +24,7 @@ from hf_finetune.models.batchnorm import hold_frozen_batchnorm
 from hf_finetune.models.classifier import quiet
 from hf_finetune.models.freezing import FreezeSchedule
 from hf_finetune.reporting.metrics import classification_metrics
+from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.callbacks import BeginEpoch, ReadableLog
 from hf_finetune.training.features import CachedFeatures, FeatureCache, Rows, feature_directory
 from hf_finetune.training.losses import CrossEntropy
@@ -103,6 +104,8 @@ class FinetuneTrainer(Trainer):
         loss: Callable[..., torch.Tensor] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if args.device.type == "cpu":
+            keep_freed_memory()
         self.eval_transform = EvalTransform(processor)
         self.train_transform = TrainTransform(processor, augmentation, args.seed, views)
         self.photos = {"train": train_dataset, "validation": eval_dataset}
