@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -60,6 +61,11 @@ def selection_metrics(label_names: list[str]) -> Callable[[EvalPrediction], dict
     return compute
 
 
+def last_epoch(args: FinetuneArguments) -> int:
+    """Return the number of an epoch that no epoch of the training comes after; `max_steps` may take any number of them."""
+    return sys.maxsize if args.max_steps > 0 else max(math.ceil(args.num_train_epochs) - 1, 0)
+
+
 def parameter_counts(model: nn.Module) -> tuple[str, str]:
     """Return how many parameters train, and how many there are, with commas."""
     parameters = list(model.parameters())
@@ -112,10 +118,11 @@ class FinetuneTrainer(Trainer):
         self.layout = set_layout(model)
         self.features: FeatureCache | None = None
         self.schedule, self._trained = schedule, set[str]()
-        self._train_rows, self._eval_rows = Rows(train_dataset), Rows(eval_dataset)
+        self._train_rows = Rows(train_dataset.with_transform(self.train_transform))
+        self._eval_rows = Rows(eval_dataset.with_transform(self.eval_transform))
         if schedule is not None:
             hold_frozen_batchnorm(model)
-            schedule.apply(cast(PreTrainedModel, model), max(math.ceil(args.num_train_epochs) - 1, 0))
+            schedule.apply(cast(PreTrainedModel, model), last_epoch(args))
         super().__init__(
             model=model,
             args=args,
@@ -140,7 +147,7 @@ class FinetuneTrainer(Trainer):
             self._trained = set()
             if self.schedule is not None:
                 # whatever will train is in the optimizer, and in DDP's buckets, from the first step on; begin_epoch freezes it until then
-                self.schedule.apply(cast(PreTrainedModel, self.model), max(math.ceil(self.args.num_train_epochs) - 1, 0))
+                self.schedule.apply(cast(PreTrainedModel, self.model), last_epoch(cast(FinetuneArguments, self.args)))
             target = cast(PreTrainedModel, self.model if model is None else model)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, target)
             own = cast(FinetuneArguments, self.args)

@@ -203,3 +203,13 @@ def test_batch_norm_only_moves_batch_norm_and_the_head(make_trainer) -> None:
     owners = {name.rpartition(".")[0] for name in trained - head_parameter_names(trainer.model)}
     statistics = {f"{owner}.{buffer}" for owner in owners for buffer in ("running_mean", "running_var", "num_batches_tracked")}
     assert {name for name in before if not torch.equal(before[name], after[name])} == trained | statistics
+
+
+def test_steps_may_take_more_epochs_than_the_setting_says(make_trainer) -> None:
+    steps = train(make_trainer, schedule=GRADUAL, num_train_epochs=1, max_steps=15)
+    epochs = train(make_trainer, schedule=GRADUAL, num_train_epochs=3)
+    assert_equal(steps, epochs)
+
+
+def test_a_trainer_evaluates_before_it_trains(make_trainer) -> None:
+    assert 0 <= make_trainer("vit", schedule=GRADUAL).evaluate()["eval_accuracy"] <= 1
