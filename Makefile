@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## fine-tune the embedded model on drawn pets into run
 		--output_dir runs/demo --overwrite_output_dir
 
 test: $(VENV)/.installed-test  ## run the tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 slow: $(VENV)/.installed-test  ## run the tests that take more than a minute
 	$(BIN)/python -m pytest -q -m slow --timeout 3600

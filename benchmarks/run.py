@@ -178,7 +178,7 @@ def work(options: argparse.Namespace) -> None:
 
 def published(argv: list[str]) -> str:
     """Return the command for the report; of a whole path on this machine only the last part."""
-    words = [Path(word).name if os.path.isabs(word) else word for word in argv]
+    words = [Path(word).name if os.path.isabs(word) else word for word in argv if word != "--report_only"]
     return shlex.join(["python", "benchmarks/run.py", *words])
 
 

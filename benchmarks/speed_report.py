@@ -123,7 +123,9 @@ def sentence(results: Results, row: str) -> str:
     ]
     raw = results.all(row, "raw")
     computed = [f"{raw[0]['precision']}, {raw[0]['layout']}"] if raw else []
-    return f"- `{row}`, {ROWS[row].what}, {photos} photos: {'; '.join([part for part in parts if part] + computed)}."
+    rounds = len(results.all(row, "ours"))
+    photos = f"{photos} photos, {rounds} {'round' if rounds == 1 else 'rounds'}"
+    return f"- `{row}`, {ROWS[row].what}, {photos}: {'; '.join([part for part in parts if part] + computed)}."
 
 
 def judged(what: str, ratios: Sequence[float], aim: float | None, *, at_most: bool = False) -> str:

@@ -53,7 +53,7 @@ def test_the_study_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     code = README.partition("## What was measured")[2].partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(tmp_path)
     for long, short in {
-        '"num_train_epochs": 4': '"max_steps": 2, "max_eval_samples": 20',
+        '"num_train_epochs": 4': '"max_steps": 2, "max_train_samples": 40, "max_eval_samples": 20',
         "drawn_pets": "digits",
         "[0, 1, 2]": "[0]",
     }.items():

@@ -279,7 +279,9 @@ def test_two_processes_are_one(what: list[str], photo_folder: Path, checkpoint_o
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("wrong", [{"dataset": "drawn_pest"}, {"model": "tiny_vat"}, {"lora_targets": "nothing.like.this"}])
+@pytest.mark.parametrize(
+    "wrong", [{"dataset": "drawn_pest"}, {"model": "tiny_vat"}, {"lora_targets": "nothing.like.this"}, {"group_lr": "layer99=1e-3"}]
+)
 def test_bad_input_leaves_an_earlier_run_and_an_empty_folder_as_they_were(
     wrong: dict[str, str], photo_folder: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path
 ):

@@ -131,20 +131,17 @@ def _layers_problem(value: str) -> str | None:
     return f"must be all, last:N, or block numbers such as 6-11 or 0,2,4, not {value!r}."
 
 
-def _freeze_problem(value: str) -> str | None:
-    try:
-        parse_freeze(value)
-    except ConfigError as error:
-        return str(error)
-    return None
+def _refused_by(parse: Callable[[str], object]) -> Callable[[str], str | None]:
+    """Return a check that says what `parse` says of a text that it does not take."""
 
+    def problem(value: str) -> str | None:
+        try:
+            parse(value)
+        except ConfigError as error:
+            return str(error)
+        return None
 
-def _rates_problem(value: str) -> str | None:
-    try:
-        parse_rates(value)
-    except ConfigError as error:
-        return str(error)
-    return None
+    return problem
 
 
 def _metric_problem(value: str) -> str | None:
@@ -198,8 +195,8 @@ def _mapping_problem(value: dict[str, Any] | str) -> str | None:
 _TEXT_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "lora_targets": _targets_problem,
     "lora_layers": _layers_problem,
-    "freeze": _freeze_problem,
-    "group_lr": _rates_problem,
+    "freeze": _refused_by(parse_freeze),
+    "group_lr": _refused_by(parse_rates),
     "metric_for_best_model": _metric_problem,
     "resume_from_checkpoint": _resume_problem,
     "report_to": _report_problem,

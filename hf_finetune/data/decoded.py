@@ -1,8 +1,7 @@
 """Training photos decoded once: RGB bytes in a memory-mapped file, from which every epoch draws its random views.
 
-Decoding takes most of the time that a random view takes, and gives the same pixels every time. Photos much larger than the model's input
-are decoded by the JPEG decoder at a half, a quarter or an eighth of their size and kept at twice the side of that input, so that even
-the smallest random crop is scaled down, not up.
+Decoding gives the same pixels every time. Photos much larger than the model's input are decoded by the JPEG decoder at a half, a quarter
+or an eighth of their size and kept at twice the side of that input, so that even the smallest random crop is scaled down, not up.
 """
 
 from __future__ import annotations

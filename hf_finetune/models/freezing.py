@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -111,18 +109,6 @@ class FreezeSchedule:
             return head | _matching_parameters(names, self.settings.pattern)
         return head
 
-    def ever_trainable(self, model: nn.Module, epochs: float) -> set[str]:
-        """Return the names of the parameters that train at some time in `epochs` epochs."""
-        return self.trainable(model, max(math.ceil(epochs) - 1, 0))
-
-    def stages(self, model: nn.Module, epochs: float) -> Iterator[tuple[int, set[str]]]:
-        """Yield each epoch from which other parameters train than before, and which."""
-        before: set[str] = set()
-        for epoch in range(max(math.ceil(epochs), 1)):
-            if (now := self.trainable(model, epoch)) != before:
-                yield epoch, now
-                before = now
-
     def apply(self, model: nn.Module, epoch: int) -> set[str]:
         """Let exactly what trains in `epoch` require a gradient, and return its names."""
         trained = self.trainable(model, epoch)
@@ -147,12 +133,13 @@ class FreezeSchedule:
         return {name for group in body[len(body) - count :] for name in group.parameters}
 
 
-def freeze(model: nn.Module, schedule: FreezeSchedule) -> BatchNormHold:
-    """Freeze what `schedule` freezes in the first epoch, and hold BatchNorm wherever it is frozen, now or later.
+def freeze(model: nn.Module, schedule: FreezeSchedule, epoch: int = 0) -> BatchNormHold:
+    """Freeze what `schedule` freezes in `epoch`, and hold BatchNorm wherever it is frozen, now or later.
 
     Args:
         model: A plain classifier, changed in place.
         schedule: What trains when; `schedule.apply` moves on to another epoch.
+        epoch: Counted from 0.
 
     Returns:
         What holds BatchNorm; `remove()` lets all statistics follow the data again.
@@ -160,7 +147,7 @@ def freeze(model: nn.Module, schedule: FreezeSchedule) -> BatchNormHold:
     Raises:
         ModelError: As `FreezeSchedule.trainable`.
     """
-    schedule.apply(model, 0)
+    schedule.apply(model, epoch)
     return hold_frozen_batchnorm(model)
 
 

@@ -78,6 +78,11 @@ def parameter_groups(
     ]
 
 
+def check_rates(model: nn.Module, group_rates: Mapping[str, float]) -> None:
+    """Raise `ConfigError` if a name of `group_rates` names no layer group of `model`."""
+    _named_rates([layer.name for layer in layer_groups(model)] if group_rates else [], group_rates)
+
+
 def _layers_of_parameters(model: nn.Module) -> tuple[dict[str, str], list[str]]:
     """Return parameter → layer group, under the names that `model` gives them, and the names of the groups from the stem to the head."""
     layers = layer_groups(model)

@@ -21,15 +21,14 @@ from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.decoded import DecodedPhotos, photo_directory
 from hf_finetune.data.stored_arrays import GIBIBYTE, ArrayStore, StoreError
 from hf_finetune.data.transforms import EvalTransform, TrainTransform
-from hf_finetune.models.batchnorm import hold_frozen_batchnorm
 from hf_finetune.models.classifier import quiet
-from hf_finetune.models.freezing import FreezeSchedule
+from hf_finetune.models.freezing import FreezeSchedule, freeze
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.callbacks import BeginEpoch, ReadableLog
 from hf_finetune.training.features import CachedFeatures, FeatureCache, Rows, feature_directory
 from hf_finetune.training.losses import CrossEntropy
-from hf_finetune.training.optim import parameter_groups
+from hf_finetune.training.optim import check_rates, parameter_groups
 from hf_finetune.training.precision import computing_dtype, set_layout
 from hf_finetune.training.prefix import CACHED, PrefixError, find_frozen_prefix
 
@@ -121,8 +120,8 @@ class FinetuneTrainer(Trainer):
         self._train_rows = Rows(train_dataset.with_transform(self.train_transform))
         self._eval_rows = Rows(eval_dataset.with_transform(self.eval_transform))
         if schedule is not None:
-            hold_frozen_batchnorm(model)
-            schedule.apply(cast(PreTrainedModel, model), last_epoch(args))
+            freeze(model, schedule, last_epoch(args))
+        check_rates(model, parse_rates(args.group_lr or ""))  # here, and not where the optimizer is made, when the run has begun
         super().__init__(
             model=model,
             args=args,

@@ -128,7 +128,7 @@ def test_activation_checkpointing_gives_the_same_weights(kind: str, adapt: Calla
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(cached: bool, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    settings = {"auto_find_batch_size": True, "per_device_train_batch_size": 16, "feature_cache_gb": float(cached)}
+    settings = {"auto_find_batch_size": True, "per_device_train_batch_size": 5, "feature_cache_gb": float(cached)}
     trainer = make_trainer("timm_resnet", adapt=head_only, **settings)
     step = type(trainer).training_step
 
