@@ -61,7 +61,7 @@ def parameter_groups(
     if layer_lr_decay != 1.0 or group_rates:
         parts, layers = _layers_of_parameters(model)
         body = {name: learning_rate * layer_lr_decay ** (len(layers) - 1 - index) for index, name in enumerate(layers)}
-        rates = body | _named_rates(layers, group_rates or {}) | {"head": rates["head"]}
+        rates = body | {"head": rates["head"]} | _named_rates(layers, group_rates or {})
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {(part, decayed): [] for part in rates for decayed in (True, False)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -83,10 +83,11 @@ def test_adapters_learn_at_the_rate_of_their_layer(checkpoint_of: Callable[[str]
 
 def test_rates_by_name_go_before_decay(checkpoint_of: Callable[[str], Path]):
     model, _ = load_classifier(str(checkpoint_of("timm_resnet")), NAMES)
-    groups = parameter_groups(model, **RATES, group_rates={"layer4": 5e-4, "stem": 1e-5})
+    groups = parameter_groups(model, **RATES, group_rates={"layer4": 5e-4, "stem": 1e-5, "head": 2e-2})
     rates = {group["name"].removesuffix(" without decay"): group["lr"] for group in groups}
     assert rates["timm_model.layer4.0"] == 5e-4
     assert rates["stem"] == 1e-5
+    assert rates["head"] == 2e-2
     assert rates["timm_model.layer3.0"] == 1e-3
     with pytest.raises(ConfigError) as error:
         parameter_groups(model, **RATES, group_rates={"layer9": 1e-3})
