@@ -7,6 +7,7 @@ how photos become pixels, on the photos, on the depth and on the precision, so a
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -28,6 +29,8 @@ from hf_finetune.training.prefix import CACHED, FrozenPrefix
 logger = logging.getLogger(__name__)
 
 _VERSION = 1  # of the files; raise it when the same inputs would give other activations
+# whose code decides what a photo becomes
+_PACKAGES = ("torch", "torchvision", "transformers", "timm", "pillow")
 _SETTINGS_OF_LABELS = ("id2label", "label2id", "label_names", "num_labels", "num_classes", "_name_or_path", "problem_type")
 
 
@@ -136,7 +139,9 @@ class FeatureCache:
         return {"boundary": self.prefix.boundary, "computed": self.computed, "reused": self.reused, "seconds": self.seconds}
 
     def _array(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform, data: str, view: str) -> np.ndarray:
-        name = digest(str(_VERSION), torch.__version__, self._network, data, self._pixels(), str(self.dtype), view)
+        name = digest(
+            str(_VERSION), *map(importlib.metadata.version, _PACKAGES), self._network, data, self._pixels(), str(self.dtype), view
+        )
         found = self.store.open(name)
         if found is not None:
             self.reused += len(split)
