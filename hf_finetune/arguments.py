@@ -77,8 +77,13 @@ class DataArguments:
     augmentation: str = _setting(
         "light",
         "Random view of a training photo. none: as in evaluation. light: resized crop of half its area or more, and flip. medium: light, "
-        "rotation by up to 15 degrees and scale.",
-        ("none", "light", "medium"),
+        "rotation by up to 15 degrees and scale by a tenth. randaugment, trivialaugment: light, and torchvision's policy of that name. Or "
+        "parts joined by +, such as flip+rotation, of crop, flip, rotation and scale.",
+    )
+    random_erasing: float = _setting(0.0, "Probability that a rectangle of a training view becomes the mean colour.")
+    mixup_alpha: float = _setting(0.0, "MixUp: blend photos and labels of a batch by a share drawn from Beta(alpha, alpha); 0 is off.")
+    cutmix_alpha: float = _setting(
+        0.0, "CutMix: paste a box of one photo into another, its share drawn from Beta(alpha, alpha); with MixUp, each batch takes one of the two."
     )
     augmentation_views: int | None = _setting(
         None,

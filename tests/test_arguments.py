@@ -47,6 +47,9 @@ class TestDefaults:
             "max_eval_samples": None,
             "skip_bad_images": False,
             "augmentation": "light",
+            "random_erasing": 0.0,
+            "mixup_alpha": 0.0,
+            "cutmix_alpha": 0.0,
             "augmentation_views": None,
         }
         assert vars(arguments.model) == {

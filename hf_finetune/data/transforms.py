@@ -7,8 +7,7 @@ Both are callables for `datasets.Dataset.with_transform` on batches `{"image": [
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +15,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from hf_finetune.data.augmentation import RandomView, augmentation_parts, seeded, stable_seed
 from hf_finetune.data.images import to_rgb
-from hf_finetune.errors import ConfigError, ModelError, did_you_mean
+from hf_finetune.errors import ConfigError, ModelError
 
-__all__ = ["AUGMENTATIONS", "EvalTransform", "InputSpec", "TrainTransform", "input_spec", "to_rgb"]
-
-AUGMENTATIONS = ("none", "light", "medium")
+__all__ = ["EvalTransform", "InputSpec", "TrainTransform", "input_spec", "to_rgb"]
 
 _INTERPOLATIONS = {
     0: InterpolationMode.NEAREST,
@@ -132,33 +130,48 @@ class TrainTransform:
 
     Args:
         processor: The checkpoint's image processor.
-        augmentation: `"none"`: the evaluation view. `"light"`: a random crop of 50 to 100 % of the area, with an aspect between 3:4 and
-            4:3, resized to the checkpoint's size, and a horizontal flip of every second photo. `"medium"`: `light`, then
-            a rotation of up to 15 degrees and a zoom of up to 10 %, with the checkpoint's mean colour around the photo.
+        augmentation: What `--augmentation` takes, see `hf_finetune.data.augmentation`: `none` (the evaluation view), `light` (crop and flip),
+            `medium` (light, rotation and scale), `randaugment`, `trivialaugment`, or parts joined by `+`.
         seed: At least 0.
         views: Draw so many views of each photo and go round among them, one an epoch; None draws new ones in every epoch.
+        random_erasing: Probability that a rectangle of a view, 2 to 33 % of it, becomes the mean colour (Zhong et al. 2017,
+            arXiv:1708.04896).
+        with_seeds: Whether rows also carry `view_seed`, a number that stands for the view, from which what mixes rows can draw.
 
     Raises:
-        ConfigError: If `augmentation` is not one of the three.
-        ModelError: If the image processor does more than resize, crop, rescale and normalise, which `light` and `medium` cannot repeat.
+        ConfigError: If `augmentation` is none of these.
+        ModelError: If the image processor does more than resize, crop, rescale and normalise, which a random crop cannot repeat.
     """
 
-    def __init__(self, processor: Any, augmentation: str, seed: int, views: int | None = None) -> None:
-        if augmentation not in AUGMENTATIONS:
-            raise ConfigError(
-                f"--augmentation {augmentation} is not known; choose one of {', '.join(AUGMENTATIONS)}."
-                + did_you_mean(augmentation, AUGMENTATIONS)
-            )
+    def __init__(
+        self,
+        processor: Any,
+        augmentation: str,
+        seed: int,
+        views: int | None = None,
+        *,
+        random_erasing: float = 0.0,
+        with_seeds: bool = False,
+    ) -> None:
+        try:
+            parts, policy = augmentation_parts(augmentation)
+        except ConfigError as error:
+            raise ConfigError(f"--augmentation {error}") from None
         self.seed = int(seed)  # a NumPy integer would print, and so draw, differently
-        self.augmentation, self.views = augmentation, views
+        self.augmentation, self.views, self.with_seeds = augmentation, views, with_seeds
         self.evaluation = EvalTransform(processor)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        if augmentation == "none":
-            return
+        self.random, self.crops = bool(parts or random_erasing), "crop" in parts
         self.spec = input_spec(processor)
-        self._augment = _augmentation(self.spec, strong=augmentation == "medium")
-        self._mean, self._std = (255 * np.asarray(values, np.float32)[:, None, None] for values in (self.spec.mean, self.spec.std))
-        self._check_normalisation(processor)
+        self._random_view = RandomView(parts, policy, (self.spec.height, self.spec.width), self.spec.interpolation, self.spec.mean)
+        self._erasing = v2.RandomErasing(p=random_erasing, value=0) if random_erasing else None
+        self._mean, self._std = (255 * np.asarray(values, np.float32) for values in (self.spec.mean, self.spec.std))
+        if self.crops:
+            self._check_normalisation(processor)
+
+    def __repr__(self) -> str:
+        """Return the settings that decide what is drawn, for the names of cached views."""
+        return f"{self.augmentation} {self.seed}" + (f" erasing {self._erasing.p}" if self._erasing else "")
 
     @property
     def epoch(self) -> int:
@@ -185,24 +198,33 @@ class TrainTransform:
         return self
 
     def __call__(self, batch: Batch) -> dict[str, list[Any]]:
-        """Return `pixel_values` and `labels` of a batch of rows."""
-        if self.augmentation == "none":
-            return self.evaluation(batch)
-        pixels = [self._view(image, image_id) for image, image_id in zip(batch["image"], batch["image_id"], strict=True)]
+        """Return `pixel_values` and `labels` of a batch of rows, and `view_seed` where it is asked for."""
+        seeds = [stable_seed(self.seed, self.view, image_id) for image_id in batch["image_id"]]
+        rows = self._views(batch, seeds) if self.random else self.evaluation(batch)
+        return {**rows, "view_seed": seeds} if self.with_seeds else rows
+
+    def _views(self, batch: Batch, seeds: list[int]) -> dict[str, list[Any]]:
+        if self.crops:
+            pixels = [self._normalised(self._random_view(to_rgb(image), seed)) for image, seed in zip(batch["image"], seeds, strict=True)]
+        else:
+            fixed = self.evaluation(batch)["pixel_values"]
+            pixels = [self._random_view(image, seed) for image, seed in zip(fixed, seeds, strict=True)]
+        if self._erasing is not None:
+            pixels = [self._erased(image, seed) for image, seed in zip(pixels, seeds, strict=True)]
         return {"pixel_values": pixels, "labels": list(batch["label"])}
 
-    def _view(self, image: Image.Image, image_id: str) -> torch.Tensor:
-        image = to_rgb(image)
-        with torch.random.fork_rng(devices=[]):
-            # the CPU generator alone: torch.manual_seed would reseed every accelerator too
-            torch.default_generator.manual_seed(_stable_seed(self.seed, self.view, image_id))
-            image = self._augment(image)
-        return self._normalised(image)
+    def _erased(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
+        with seeded(stable_seed(seed, "erasing")):
+            return self._erasing(pixels)  # type: ignore[misc]
 
     def _normalised(self, image: Image.Image) -> torch.Tensor:
-        # in NumPy: on arrays this small torch's thread pool costs more than it saves, and loaders run beside training
-        pixels = np.asarray(image, np.float32).transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray((pixels - self._mean) / self._std))
+        # in NumPy, channel by channel: on arrays this small torch's thread pool costs more than it saves
+        pixels = np.asarray(image)
+        normalised = np.empty((3, *pixels.shape[:2]), np.float32)
+        for channel, (mean, std) in enumerate(zip(self._mean, self._std, strict=True)):
+            np.subtract(pixels[..., channel], mean, out=normalised[channel])
+            normalised[channel] /= std
+        return torch.from_numpy(normalised)
 
     def _check_normalisation(self, processor: Any) -> None:
         plain = Image.new("RGB", (self.spec.width, self.spec.height), (40, 120, 220))
@@ -211,21 +233,3 @@ class TrainTransform:
                 f"The image processor {type(processor).__name__} does more than resize, crop, rescale and normalise, so its training view "
                 "cannot be augmented; use --augmentation none."
             )
-
-
-def _augmentation(spec: InputSpec, *, strong: bool) -> Callable[[Image.Image], Image.Image]:
-    size = (spec.height, spec.width)
-    steps: list[Any] = [
-        v2.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), interpolation=spec.interpolation, antialias=True),
-        v2.RandomHorizontalFlip(0.5),
-    ]
-    if strong:
-        fill = [min(255, max(0, round(255 * value))) for value in spec.mean]
-        steps.append(v2.RandomAffine(degrees=15, scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR, fill=fill))
-    return v2.Compose(steps)
-
-
-def _stable_seed(*parts: object) -> int:
-    """Return a seed of 63 bits that depends on the text of `parts` alone, in every process (unlike `hash`)."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

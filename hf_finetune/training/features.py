@@ -7,12 +7,14 @@ how photos become pixels, on the photos, on the depth and on the precision, so a
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,11 @@ def feature_directory() -> Path:
     return cache_root() / "features"
 
 
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="photos")
+
+
 class Rows(torch.utils.data.Dataset):
     """What a data loader reads, which may change from epoch to epoch; their number and labels do not.
 
@@ -55,9 +62,14 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> Any:
         return self.source[row]
 
-    def __getitems__(self, rows: list[int]) -> Any:
-        """Return the examples of `rows`."""
-        return self.source.__getitems__(rows)
+    def __getitems__(self, rows: list[int]) -> list[Any]:
+        """Return the examples of `rows`, read in as many threads as torch computes with; loader processes have one."""
+        threads = torch.get_num_threads()
+        if threads == 1 or len(rows) < 2 * threads or isinstance(self.source, CachedFeatures):
+            return self.source.__getitems__(rows)
+        size = -(-len(rows) // threads)
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [example for part in _threads().map(self.source.__getitems__, parts) for example in part]
 
 
 class CachedFeatures(torch.utils.data.Dataset):
@@ -123,13 +135,13 @@ class FeatureCache:
         Raises:
             StoreError: If they cannot be kept.
         """
-        random = transform if isinstance(transform, TrainTransform) and transform.augmentation != "none" else None
+        random = transform if isinstance(transform, TrainTransform) and transform.random else None
         start, data = time.perf_counter(), data_fingerprint(split)
         if random is None:
             arrays, view = [self._array(split, self.evaluation, data, "evaluation")], lambda: 0
         else:
             drawn = range(random.views or 1)
-            arrays = [self._array(split, random.at_view(k), data, f"{random.augmentation} {random.seed} {k}") for k in drawn]
+            arrays = [self._array(split, random.at_view(k), data, f"{random!r} {k}") for k in drawn]
             view = lambda: random.view  # noqa: E731
         self.seconds += time.perf_counter() - start
         return CachedFeatures(arrays, split.with_format(None)["label"][:], view, self.dtype)
@@ -153,7 +165,7 @@ class FeatureCache:
 
     def _batches(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform) -> Iterator[np.ndarray]:
         device = next(self.prefix.model.parameters()).device
-        loader = DataLoader(split.with_transform(transform), batch_size=self.batch_size, collate_fn=_pixels_of)
+        loader = DataLoader(Rows(split.with_transform(transform)), batch_size=self.batch_size, collate_fn=_pixels_of)
         for pixels in loader:
             with self.autocast():
                 yield self.prefix.activations(pixels.to(device)).float().cpu().numpy()

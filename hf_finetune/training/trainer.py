@@ -26,7 +26,7 @@ from hf_finetune.models.freezing import FreezeSchedule, freeze
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.callbacks import BeginEpoch, ReadableLog
-from hf_finetune.training.features import CachedFeatures, FeatureCache, Rows, feature_directory
+from hf_finetune.training.features import FeatureCache, Rows, feature_directory
 from hf_finetune.training.losses import CrossEntropy
 from hf_finetune.training.optim import check_rates, parameter_groups
 from hf_finetune.training.precision import computing_dtype, set_layout
@@ -212,7 +212,7 @@ class FinetuneTrainer(Trainer):
         features.prefix.attach()
         if self.args.eval_strategy != "no":
             with self.args.main_process_first(desc="features"):
-                self._eval_rows.source = self._rows(self.photos["validation"])
+                self._eval_rows.source = self._rows(self.photos["validation"]).source
         logger.info(
             "Feature cache: what is frozen below %s is not computed again in any epoch (%d photos computed in %.0f s, %d found).",
             *(features.summary()[key] for key in ("boundary", "computed", "seconds", "reused")),
@@ -221,7 +221,7 @@ class FinetuneTrainer(Trainer):
     def _keep_photos(self) -> None:
         """Decode the training photos once, where random views are drawn from them; a log line says why it cannot be done."""
         limit = cast(FinetuneArguments, self.args).image_cache_gb
-        if limit == 0 or self.features is not None or self.train_transform.augmentation == "none" or self.state.num_train_epochs <= 1:
+        if limit == 0 or self.features is not None or not self.train_transform.crops or self.state.num_train_epochs <= 1:
             return
         store = ArrayStore(photo_directory(), int(limit * GIBIBYTE))
         try:
@@ -235,21 +235,21 @@ class FinetuneTrainer(Trainer):
         transform = self.train_transform
         if limit == 0:
             raise PrefixError("--feature_cache_gb is 0.")
-        if transform.augmentation != "none" and transform.views is None:
+        if transform.random and transform.views is None:
             raise PrefixError(
                 f"--augmentation {transform.augmentation} draws new views in every epoch; --augmentation_views K keeps K of them."
             )
         if self.args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
             raise PrefixError("it does not work with --torch_compile, FSDP, DeepSpeed or several GPUs in one process.")
 
-    def _rows(self, photos: datasets.Dataset) -> datasets.Dataset | CachedFeatures:
+    def _rows(self, photos: datasets.Dataset) -> Rows:
         """Return what evaluation reads for `photos`: their activations where there is a cache, else the photos transformed."""
         if self.features is not None:
             try:
-                return self.features.rows(photos, self.eval_transform)
+                return Rows(self.features.rows(photos, self.eval_transform))
             except StoreError as reason:
                 logger.info("%d photos go through the whole network in every evaluation: %s.", len(photos), reason)
-        return photos.with_transform(self.eval_transform)
+        return Rows(photos.with_transform(self.eval_transform))
 
     def _autocast(self) -> torch.autocast:
         dtype = computing_dtype(self.args)

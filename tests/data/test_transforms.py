@@ -143,22 +143,33 @@ def test_none_is_the_evaluation_view() -> None:
 def test_an_unknown_augmentation() -> None:
     with pytest.raises(ConfigError) as error:
         TrainTransform(vit(), "lite", 0)
-    assert str(error.value) == "--augmentation lite is not known; choose one of none, light, medium. Did you mean 'light'?"
+    assert str(error.value) == (
+        "--augmentation must be one of none, light, medium, randaugment, trivialaugment, or crop, flip, rotation, scale joined by +, "
+        "not 'lite'. Did you mean 'light'?"
+    )
 
 
 def views(transform: TrainTransform, rows: dict[str, list[Any]] | None = None) -> torch.Tensor:
     return torch.stack(transform(rows or batch())["pixel_values"])
 
 
-@pytest.mark.parametrize("augmentation", ["light", "medium"])
+RANDOM = ["light", "medium", "randaugment", "trivialaugment", "flip+scale", "rotation", "none, erasing"]
+
+
+def random_transform(processor: Any, name: str, seed: int) -> TrainTransform:
+    augmentation, _, erasing = name.partition(", ")
+    return TrainTransform(processor, augmentation, seed, random_erasing=0.9 if erasing else 0.0)
+
+
+@pytest.mark.parametrize("augmentation", RANDOM)
 def test_a_view_depends_on_seed_epoch_and_identity_alone(augmentation: str) -> None:
-    transform = TrainTransform(vit(), augmentation, 7)
+    transform = random_transform(vit(), augmentation, 7)
     first = views(transform)
     torch.manual_seed(123)
     assert torch.equal(views(transform), first)
     backwards = {key: values[::-1] for key, values in batch().items()}
     assert torch.equal(views(transform, backwards).flip(0), first)
-    assert not torch.equal(views(TrainTransform(vit(), augmentation, 8)), first)
+    assert not torch.equal(views(random_transform(vit(), augmentation, 8)), first)
     transform.set_epoch(1)
     assert transform.epoch == 1
     assert not torch.equal(views(transform), first)
@@ -199,6 +210,30 @@ def test_medium_fills_the_corners_with_the_mean_colour() -> None:
     assert float(filled.abs().max()) < 0.02  # the mean colour is 0 after normalisation, but for rounding to 8 bits
 
 
+def test_parts_without_a_crop_begin_from_the_evaluation_view() -> None:
+    rows = {"image": [photo(3)] * 60, "label": [0] * 60, "image_id": [str(row) for row in range(60)]}
+    straight = EvalTransform(vit())(rows)["pixel_values"][0]
+    flips = [torch.equal(view, straight.flip(-1)) for view in views(TrainTransform(vit(), "flip", 0), rows)]
+    same = [torch.equal(view, straight) for view in views(TrainTransform(vit(), "flip", 0), rows)]
+    assert 15 < sum(flips) < 45
+    assert sum(flips) + sum(same) == 60
+    turned = views(TrainTransform(vit(), "rotation", 0), rows)
+    assert sum(torch.equal(view, straight) for view in turned) == 0
+    assert float((turned - straight)[:, :, 14:18, 18:22].abs().mean()) < float((turned - straight).abs().mean())  # the middle moves least
+    assert 0.3 < sum(bool((view[:, 0, 0] == 0).all()) for view in turned) / 60  # corners of the mean colour
+
+
+def test_erasing_takes_a_rectangle_and_leaves_the_rest_of_the_view() -> None:
+    rows = {"image": [photo(3)] * 40, "label": [0] * 40, "image_id": [str(row) for row in range(40)]}
+    plain, erased = (views(TrainTransform(vit(), "light", 0, random_erasing=share), rows) for share in (0.0, 1.0))
+    for before, after in zip(plain, erased, strict=True):
+        changed = (before != after).any(0)
+        inside = changed.any(1)[:, None] & changed.any(0)
+        assert 0.01 < float(inside.float().mean()) < 0.4
+        assert float(after[:, inside].abs().max()) == 0
+        assert torch.equal(after[:, ~inside], before[:, ~inside])
+
+
 def dataset(rows: int = 12) -> datasets.Dataset:
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=rows), "image_id": datasets.Value("string")}
@@ -210,9 +245,9 @@ def loaded(loader: DataLoader) -> torch.Tensor:
     return torch.cat([batch["pixel_values"] for batch in loader])
 
 
-@pytest.mark.parametrize("augmentation", ["none", "light", "medium"])
+@pytest.mark.parametrize("augmentation", ["none", *RANDOM])
 def test_any_number_of_workers_gives_the_same_tensors(augmentation: str) -> None:
-    transform = TrainTransform(dinov2(), augmentation, 3)
+    transform = random_transform(dinov2(), augmentation, 3)
     data = dataset().with_transform(transform)
     loaders = [DataLoader(data, batch_size=5, num_workers=workers) for workers in (0, 1, 2)]
     loaders.append(DataLoader(data, batch_size=4, num_workers=2, persistent_workers=True))

@@ -1,0 +1,125 @@
+"""Random views: what is drawn for a photo, and what that makes of it, as two steps, so that photos can be worked on in several threads.
+
+torchvision draws from the one global generator of the process. All draws therefore happen under a lock, with that generator seeded for
+the photo and given back as it was; what has been drawn is then applied outside the lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torchvision.transforms import InterpolationMode, v2
+
+from hf_finetune.errors import ConfigError, did_you_mean, listed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Pixels = TypeVar("Pixels", "Image.Image", torch.Tensor)
+
+# part of a view → what it does; the parts may be combined with `+`
+PARTS = {
+    "crop": "a random crop of 50 to 100 % of the area, with an aspect between 3:4 and 4:3, resized to the checkpoint's size",
+    "flip": "every second photo mirrored",
+    "rotation": "a rotation of up to 15 degrees, with the mean colour around the photo",
+    "scale": "a zoom of up to 10 %, in or out",
+}
+# name → its parts, and the policy of torchvision that follows them
+_NAMED: dict[str, tuple[frozenset[str], str | None]] = {
+    "none": (frozenset(), None),
+    "light": (frozenset({"crop", "flip"}), None),
+    "medium": (frozenset(PARTS), None),
+    "randaugment": (frozenset({"crop", "flip"}), "randaugment"),
+    "trivialaugment": (frozenset({"crop", "flip"}), "trivialaugment"),
+}
+AUGMENTATIONS = tuple(_NAMED)
+
+_LOCK = threading.Lock()
+
+
+def augmentation_parts(text: str) -> tuple[frozenset[str], str | None]:
+    """Read what `--augmentation` takes: a name of `AUGMENTATIONS`, or parts joined by `+`, such as `flip+rotation`.
+
+    Returns:
+        Names of `PARTS`, and `randaugment`, `trivialaugment` or None.
+
+    Raises:
+        ConfigError: If it is neither; the text completes "NAME must be ...".
+    """
+    if text in _NAMED:
+        return _NAMED[text]
+    parts = text.split("+")
+    if len(set(parts)) == len(parts) and set(parts) <= set(PARTS):
+        return frozenset(parts), None
+    wrong = next((part for part in parts if part not in PARTS), text)
+    hint = did_you_mean(wrong, [*AUGMENTATIONS, *PARTS])
+    raise ConfigError(f"must be one of {listed(AUGMENTATIONS, 9)}, or {listed(PARTS, 9)} joined by +, not {text!r}.{hint}")
+
+
+def stable_seed(*parts: object) -> int:
+    """Return a seed of 63 bits that depends on the text of `parts` alone, in every process (unlike `hash`)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global CPU generator, for this thread alone, and give it back as it was."""
+    with _LOCK, torch.random.fork_rng(devices=[]):
+        # the CPU generator alone: torch.manual_seed would reseed every accelerator too
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class RandomView:
+    """Draws and applies one named augmentation.
+
+    Args:
+        parts: Names of `PARTS`. With `crop`, a view is made from a photo; without, from the normalised pixels of the evaluation view, in which
+            the mean colour is 0.
+        policy: `randaugment` (Cubuk et al. 2019, arXiv:1909.13719), `trivialaugment` (Müller and Hutter 2021, arXiv:2103.10158), with
+            torchvision's settings, or None.
+        size: Height and width of the view.
+        interpolation: Of the resize.
+        mean: The mean colour, of red, green and blue, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        parts: frozenset[str],
+        policy: str | None,
+        size: tuple[int, int],
+        interpolation: InterpolationMode,
+        mean: tuple[float, ...],
+    ) -> None:
+        fill = [min(255, max(0, round(255 * value))) for value in mean] if "crop" in parts else 0
+        self._steps: list[Any] = []
+        if "crop" in parts:
+            crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), interpolation=interpolation, antialias=True)
+            self._steps.append(crop)
+        if "flip" in parts:
+            self._steps.append(v2.RandomHorizontalFlip(0.5))
+        if parts & {"rotation", "scale"}:
+            degrees, scale = (15 if "rotation" in parts else 0), ((0.9, 1.1) if "scale" in parts else None)
+            self._steps.append(v2.RandomAffine(degrees=degrees, scale=scale, interpolation=InterpolationMode.BILINEAR, fill=fill))
+        policies = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
+        self._policy = policies[policy](interpolation=InterpolationMode.BILINEAR, fill=fill) if policy else None
+
+    def __call__(self, image: Pixels, seed: int) -> Pixels:
+        """Return the view that `seed` stands for, of an RGB photo or of pixels [3, H, W] float32; the same in every thread and process."""
+        drawn = []
+        with seeded(seed):
+            for step in self._steps:
+                if not isinstance(step, v2.RandomHorizontalFlip) or torch.rand(1) < step.p:
+                    drawn.append((step, step.make_params([image])))
+        for step, parameters in drawn:
+            image = step.transform(image, parameters)
+        if self._policy is not None:
+            with seeded(stable_seed(seed, "policy")):
+                image = self._policy(image)
+        return image
