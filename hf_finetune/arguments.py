@@ -18,6 +18,7 @@ from typing import Any, cast
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 
 from hf_finetune import __version__
 from hf_finetune.argument_parsing.checks import (
@@ -33,8 +34,13 @@ from hf_finetune.argument_parsing.contradictions import contradictions, lay_over
 from hf_finetune.argument_parsing.fields import SECRET_FIELDS, FieldSpec, Mismatch, field_specs, redacted
 from hf_finetune.argument_parsing.help import print_help
 from hf_finetune.argument_parsing.sources import Problems, Rank, Source, check_values, read_flags
+from hf_finetune.argument_parsing.study_flags import STUDY_HELP, StudyFlags
 from hf_finetune.argument_parsing.yaml_files import read_yaml, yaml_text
 from hf_finetune.errors import ConfigError, did_you_mean, listed
+
+# of `hf_finetune.training.optim`, beside those of transformers
+OWN_OPTIMIZERS = ("adam", "nag")
+OPTIMIZERS = (*OWN_OPTIMIZERS, *(name.value for name in OptimizerNames))
 
 # name → settings of `--preset`; a recipe's own defaults lie below them, a YAML file and flags above
 PRESETS: dict[str, dict[str, Any]] = {
@@ -83,7 +89,9 @@ class DataArguments:
     random_erasing: float = _setting(0.0, "Probability that a rectangle of a training view becomes the mean colour.")
     mixup_alpha: float = _setting(0.0, "MixUp: blend photos and labels of a batch by a share drawn from Beta(alpha, alpha); 0 is off.")
     cutmix_alpha: float = _setting(
-        0.0, "CutMix: paste a box of one photo into another, its share drawn from Beta(alpha, alpha); with MixUp, each batch takes one of the two."
+        0.0,
+        "CutMix: paste a box of one photo into another, its share drawn from Beta(alpha, alpha). With MixUp too, every batch draws one of "
+        "the two.",
     )
     augmentation_views: int | None = _setting(
         None,
@@ -114,11 +122,24 @@ class ModelArguments:
     lora_layers: str = _setting("all", "Blocks that get updates: all, last:N, or numbers such as 6-11 or 0,2,4.")
     lora_dora: bool = _setting(False, "DoRA: train the magnitude of each weight column as well (arXiv:2402.09353).")
     lora_rslora: bool = _setting(False, "rsLoRA: scale by alpha / sqrt(rank) (arXiv:2312.03732).")
+    dropout: float | None = _setting(None, "Dropout probability of the network, in place of the checkpoint's own.")
+    drop_path: float | None = _setting(
+        None, "Highest probability of leaving a residual branch out (stochastic depth), in place of the checkpoint's own."
+    )
     freeze: str = _setting(
         "none",
         "none: everything trains. head: the head alone. last:L: the last L layer groups and the head. gradual:start=S,every=E[,stop=T]: "
         "the last S groups, and one more after every E epochs. head_then_all:epochs=N. batch_norm_only: BatchNorm and the head. Or a "
         "regular expression for the names of what trains beside the head.",
+    )
+    batch_norm: str | None = _setting(
+        None,
+        "BatchNorm, in place of going with its layer. train: weights and statistics move. frozen: neither. statistics_only, affine_only: "
+        "the one or the other. recalibrate: statistics are estimated on the training photos once, before training; then neither moves.",
+        ("train", "frozen", "statistics_only", "affine_only", "recalibrate"),
+    )
+    batch_norm_scope: str = _setting(
+        "all", "Which BatchNorm --batch_norm rules: all, or that of the part which --freeze freezes.", ("all", "frozen")
     )
 
     def __post_init__(self) -> None:
@@ -143,11 +164,30 @@ class FinetuneArguments(TrainingArguments):
     per_device_train_batch_size: int = _setting(32, "Photos a device and step.")
     per_device_eval_batch_size: int = _setting(64, "Photos a device and step of evaluation.")
     learning_rate: float = _setting(1e-3, "Peak learning rate.")
-    head_learning_rate: float | None = _setting(None, "Peak learning rate of the head; by default --learning_rate.")
+    head_lr: float | None = _setting(None, "Peak learning rate of the head; by default --learning_rate.")
+    backbone_lr: float | None = _setting(None, "Peak learning rate of all below the head; by default --learning_rate.")
     layer_lr_decay: float = _setting(
         1.0, "Each layer group below the head learns at this fraction of the rate of the one above it; 0.75 is common for a ViT."
     )
     group_lr: str | None = _setting(None, "Peak learning rates of layer groups by a part of their name: layer4=1e-4,layer3=3e-5.")
+    layer_groups: str = _setting(
+        "block",
+        "What a layer group is, for freezing and for learning rates: a block, or a stage of all blocks of one resolution.",
+        ("block", "stage"),
+    )
+    unfreeze_warmup: int = _setting(0, "Steps over which the rate of a layer group rises when it is unfrozen after the first epoch.")
+    lr_finder: bool = _setting(False, "Do not train: try rising learning rates for 100 steps, draw the loss against them, and propose one.")
+    optim: OptimizerNames | str = _setting(
+        TrainingArguments.default_optim,
+        "Optimizer. adam: weight decay is L2 regularisation. nag: SGD with Nesterov momentum 0.9, or --optim_args momentum=NUMBER.",
+        OPTIMIZERS,
+    )
+    ema_decay: float | None = _setting(
+        None, "Evaluate, select and save the exponential moving average of the weights, with this decay a step; 0.999 is common."
+    )
+    early_stopping_patience: int | None = _setting(
+        None, "Stop when so many evaluations in a row have not been better than the best one; needs --load_best_model_at_end."
+    )
     lr_scheduler_type: SchedulerType | str = _setting("cosine", "Course of the learning rate after the warm-up.")
     warmup_steps: float = _setting(0.1, "Steps over which the learning rate rises; a value below 1 is a fraction of all steps.")
     weight_decay: float = _setting(0.01, "Weight decay of weight matrices; biases, norms and position embeddings have none.")
@@ -195,7 +235,12 @@ class FinetuneArguments(TrainingArguments):
                 self.tf32 = True  # for what autocast leaves in float32
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):
             self.greater_is_better = False
+        optimizer = self.optim
+        if optimizer in OWN_OPTIMIZERS:
+            self.optim = TrainingArguments.default_optim  # TrainingArguments knows its own alone
         super().__post_init__()
+        if optimizer in OWN_OPTIMIZERS:
+            self.optim = optimizer
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **dict.fromkeys(SECRET_FIELDS)}
@@ -245,7 +290,9 @@ def parse_arguments(
     *,
     recipe: str = "vit_lora",
     defaults: Mapping[str, Any] | None = None,
+    demo: Mapping[str, Any] | None = None,
     description: str | None = "",
+    study: StudyFlags | None = None,
 ) -> Arguments:
     """Read the settings of a run from a command line; `--help` prints every one and leaves with status 0.
 
@@ -253,7 +300,9 @@ def parse_arguments(
         argv: Command line without the program; by default that of this process.
         recipe: Name of the script, for the default `--output_dir runs/RECIPE` and for the help.
         defaults: Defaults of the recipe that differ from the dataclasses'.
+        demo: What `--preset demo` means for the recipe, in place of `PRESETS["demo"]`.
         description: First paragraph of the help.
+        study: Takes `--study`, `--seeds` and `--cells`, which are unknown without it.
 
     Raises:
         ConfigError: Everything that is wrong with flags, file and preset, numbered.
@@ -266,14 +315,17 @@ def parse_arguments(
         _checked(Rank.RECIPE, f"recipe {recipe}", recipe_defaults, problems),
     ]
     if {"-h", "--help"} & set(argv):
-        print_help(_CLASSES, recipe, description or "", lay_over(layers).values, PRESETS)
+        print_help(_CLASSES, recipe, description or "", lay_over(layers).values, PRESETS, STUDY_HELP if study else {})
         sys.exit(0)
-    flags = read_flags(argv, _SPECS, problems)
-    if flags.preset in PRESETS:
-        layers.append(_checked(Rank.PRESET, f"preset {flags.preset}", PRESETS[flags.preset], problems))
+    flags = read_flags(argv, _SPECS, problems, study.readers() if study else None)
+    if study:
+        study.preset = flags.preset
+    presets = PRESETS | ({"demo": {"output_dir": f"runs/{recipe}_demo", **demo}} if demo else {})
+    if flags.preset in presets:
+        layers.append(_checked(Rank.PRESET, f"preset {flags.preset}", presets[flags.preset], problems))
     elif flags.preset is not None:
-        hint = did_you_mean(flags.preset, PRESETS)
-        problems.add(f"--preset must be one of {listed(PRESETS)}, not {redacted(repr(flags.preset))}.{hint}")
+        hint = did_you_mean(flags.preset, presets)
+        problems.add(f"--preset must be one of {listed(presets)}, not {redacted(repr(flags.preset))}.{hint}")
     if flags.config is not None:
         layers.append(_checked(Rank.FILE, flags.config, read_yaml(flags.config, problems), problems))
     layers.append((Source(Rank.GIVEN), flags.values))

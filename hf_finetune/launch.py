@@ -18,7 +18,7 @@ def run_recipe(main: Callable[[], None]) -> None:
 
     A `FinetuneError` is printed as one paragraph on the error stream; any other exception is a defect and keeps its traceback.
     """
-    _readable_logs()
+    readable_logs()
     _use_all_cores()
     try:
         main()
@@ -49,7 +49,7 @@ def _use_all_cores() -> None:
         del os.environ["OMP_NUM_THREADS"]
 
 
-def _readable_logs() -> None:
+def readable_logs() -> None:
     """Send this package's lines to the output stream as they are, and silence what a user can do nothing about."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))

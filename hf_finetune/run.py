@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -16,25 +17,30 @@ import torch
 from datasets import DatasetDict
 from peft import PeftModel
 from PIL import Image
-from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback, set_seed
+from transformers import BaseImageProcessor, EarlyStoppingCallback, PreTrainedModel, TrainerCallback, set_seed
 
 from hf_finetune.arguments import Arguments, FinetuneArguments, ModelArguments
 from hf_finetune.data.catalog import load_dataset
-from hf_finetune.data.transforms import to_rgb
+from hf_finetune.data.mixing import BatchMixing
+from hf_finetune.data.transforms import TrainTransform, to_rgb
 from hf_finetune.errors import Interrupted
+from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy
 from hf_finetune.models.classifier import load_classifier, save_classifier
 from hf_finetune.models.freezing import FreezeSchedule
 from hf_finetune.models.lora import add_lora, merge_lora
 from hf_finetune.reporting.hub import check_repo_id, push_run
 from hf_finetune.reporting.intervals import wilson_interval
 from hf_finetune.reporting.model_card import write_card
+from hf_finetune.reporting.plots import batch_plot, png, range_test_plot
 from hf_finetune.reporting.report import build_report
 from hf_finetune.reporting.wording import write_atomically
 from hf_finetune.run_directory import check_directory, claim_directory, resume_checkpoint
 from hf_finetune.run_metrics import describe_run, model_facts, training_figures
 from hf_finetune.training.callbacks import StopOnSignal
 from hf_finetune.training.evaluation import Evaluation, evaluation_of
+from hf_finetune.training.lr_finder import range_test
 from hf_finetune.training.precision import describe
+from hf_finetune.training.preview import first_batch
 from hf_finetune.training.trainer import FinetuneTrainer
 
 logger = logging.getLogger(__name__)
@@ -115,20 +121,66 @@ def finetune(arguments: Arguments) -> Run:
     return Run(directory, metrics, model, processor, dataset, url)
 
 
+def run_once(arguments: Arguments) -> str:
+    """Do what `arguments` ask for, a fine-tuning or with `--lr_finder` a range test, and return the outcome in a few lines.
+
+    Raises:
+        FinetuneError: As `finetune`.
+        Interrupted: Ctrl-C or SIGTERM came during the training.
+    """
+    return find_learning_rate(arguments) if arguments.training.lr_finder else finetune(arguments).summary()
+
+
+def find_learning_rate(arguments: Arguments) -> str:
+    """Make a learning-rate range test, write `lr_finder.png` and `lr_finder.json` into the output folder, and return what it found.
+
+    Raises:
+        FinetuneError: As `finetune`.
+    """
+    training = arguments.training
+    check_directory(arguments)
+    set_seed(training.seed)
+    dataset = load_splits(arguments, [])
+    model, processor = load_model(arguments.model, dataset, [])
+    test = range_test(lambda args: build_trainer(dataclasses.replace(arguments, training=args), dataset, model, processor, []), training)
+    claim_directory(arguments)
+    directory = Path(str(training.output_dir))
+    write_atomically(directory / "lr_finder.png", png(range_test_plot(test.rates, test.losses, test.smoothed, test.proposal)))
+    write_atomically(directory / "lr_finder.json", json.dumps(dataclasses.asdict(test), indent=1) + "\n")
+    found = (
+        "The loss never fell: check the data and --freeze." if test.proposal is None else f"Proposed: --learning_rate {test.proposal:.1e}"
+    )
+    return f"{found}   Plot: {directory / 'lr_finder.png'}"
+
+
 def build_trainer(
     arguments: Arguments, dataset: DatasetDict, model: PreTrainedModel, processor: BaseImageProcessor, callbacks: list[TrainerCallback]
 ) -> FinetuneTrainer:
     """Return the trainer for `model`, adapted or frozen as `arguments` say, on the splits of `dataset`."""
+    data, training = arguments.data, without_push(arguments.training)
+    mixing = BatchMixing(len(dataset["train"].features["label"].names), data.mixup_alpha, data.cutmix_alpha)
+    transform = TrainTransform(
+        processor,
+        data.augmentation,
+        training.seed,
+        data.augmentation_views,
+        random_erasing=data.random_erasing,
+        with_seeds=bool(mixing),
+    )
+    schedule = FreezeSchedule.parse(arguments.model.freeze, training.layer_groups) if arguments.model.adapter == "none" else None
+    batch_norm = arguments.model.batch_norm and BatchNormMode(arguments.model.batch_norm)
+    patience = training.early_stopping_patience
     return FinetuneTrainer(
         adapt(model, arguments.model),
-        without_push(arguments.training),
+        training,
         dataset["train"],
         dataset["validation"],
         processor,
-        augmentation=arguments.data.augmentation,
-        views=arguments.data.augmentation_views,
-        schedule=FreezeSchedule.parse(arguments.model.freeze) if arguments.model.adapter == "none" else None,
-        callbacks=callbacks,
+        augmentation=transform,
+        mixing=mixing,
+        schedule=schedule,
+        batch_norm=BatchNormPolicy(batch_norm or None, arguments.model.batch_norm_scope),
+        callbacks=[*callbacks, *([EarlyStoppingCallback(patience)] if patience else [])],
     )
 
 
@@ -167,6 +219,8 @@ def load_model(arguments: ModelArguments, dataset: DatasetDict, notices: list[st
         dataset["train"].features["label"].names,
         image_size=arguments.image_size,
         revision=arguments.model_revision,
+        dropout=arguments.dropout,
+        drop_path=arguments.drop_path,
         notices=notices,
     )
 
@@ -212,6 +266,8 @@ def save_run(
     save_classifier(model, processor, directory / "model")
     pq.write_table(pa.concat_tables([score.predictions for score in scores.values()]), directory / "predictions.parquet")
     trainer.save_state()
+    (directory / "plots").mkdir(exist_ok=True)
+    write_atomically(directory / "plots" / "batch.png", png(batch_plot(first_batch(trainer))))
     write_atomically(directory / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     build_report(directory, images=image_finder(dataset))
     write_card(directory)

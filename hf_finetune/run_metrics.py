@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -16,8 +17,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.trainer_utils import TrainOutput
 
-from hf_finetune.arguments import Arguments, ModelArguments
+from hf_finetune.arguments import Arguments, FinetuneArguments, ModelArguments
 from hf_finetune.data.catalog import dataset_origin
+from hf_finetune.models.layers import layer_groups
 from hf_finetune.models.sources import embedded_names
 from hf_finetune.training.evaluation import Evaluation
 from hf_finetune.training.precision import computing_dtype
@@ -70,9 +72,30 @@ def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from
         "feature_cache": features,
         "resumed_from_step": resumed_from_step,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint).name if trainer.state.best_model_checkpoint else None,
+        "stages": stages(trainer),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "total_parameters": sum(p.numel() for p in parameters),
     }
+
+
+def stages(trainer: FinetuneTrainer) -> list[dict[str, Any]]:
+    """Return what trained when: for each epoch in which that changed, the layer groups with a parameter that trained, and how many did.
+
+    Empty without a freezing schedule, as for LoRA.
+    """
+    if trainer.freezer is None:
+        return []
+    model, epochs = trainer.freezer.model, max(math.ceil(trainer.state.epoch or 0) - 1, 0)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    groups = layer_groups(model, cast(FinetuneArguments, trainer.args).layer_groups)
+    return [
+        {
+            "epoch": epoch,
+            "groups": [group.name for group in groups if not trained.isdisjoint(group.parameters)],
+            "trainable_parameters": sum(sizes[name] for name in trained),
+        }
+        for epoch, trained in trainer.freezer.stages(epochs)
+    ]
 
 
 def model_facts(arguments: ModelArguments) -> dict[str, Any]:
@@ -96,6 +119,7 @@ def model_facts(arguments: ModelArguments) -> dict[str, Any]:
         "license": model_license(arguments.model),
         "adapter": adapter,
         "freeze": arguments.freeze,
+        "batch_norm": arguments.batch_norm,
     }
 
 

@@ -17,11 +17,11 @@ def main() -> None:
     from hf_finetune.arguments import parse_arguments
 
     arguments = parse_arguments(recipe="vit_lora", defaults={"adapter": "lora"}, description=__doc__)
-    from hf_finetune.run import finetune  # after the arguments, so that --help and a misspelt flag answer quickly
+    from hf_finetune.run import run_once  # after the arguments, so that --help and a misspelt flag answer quickly
 
-    run = finetune(arguments)
+    outcome = run_once(arguments)
     if arguments.training.should_save:
-        print(run.summary())
+        print(outcome)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,11 @@ class TestDefaults:
             "lora_layers": "all",
             "lora_dora": False,
             "lora_rslora": False,
+            "dropout": None,
+            "drop_path": None,
             "freeze": "none",
+            "batch_norm": None,
+            "batch_norm_scope": "all",
         }
         training = arguments.training
         assert training.output_dir == "runs/vit_lora"
@@ -73,7 +77,7 @@ class TestDefaults:
         assert (training.lr_scheduler_type, training.eval_strategy, training.save_strategy) == ("cosine", "epoch", "epoch")
         assert (training.metric_for_best_model, training.greater_is_better, training.load_best_model_at_end) == ("accuracy", True, True)
         assert (training.warmup_steps, training.get_warmup_steps(100)) == (0.1, 10)
-        assert (training.report_to, training.remove_unused_columns, training.head_learning_rate) == ([], False, None)
+        assert (training.report_to, training.remove_unused_columns, training.head_lr) == ([], False, None)
 
     def test_output_folder_is_named_after_the_recipe(self):
         assert parse_arguments([], recipe="head_only").training.output_dir == "runs/head_only"
@@ -193,8 +197,8 @@ class TestMakeArguments:
         ]
         with pytest.raises(ConfigError, match=re.escape("validation_fraction must be above 0 and below 1, not 1.")):
             DataArguments(validation_fraction=1.0)
-        with pytest.raises(ConfigError, match=re.escape("head_learning_rate must be above 0, not -1.")):
-            FinetuneArguments(head_learning_rate=-1.0)
+        with pytest.raises(ConfigError, match=re.escape("head_lr must be above 0, not -1.")):
+            FinetuneArguments(head_lr=-1.0)
 
 
 class TestHelp:

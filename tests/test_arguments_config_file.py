@@ -57,6 +57,7 @@ class TestConfigFile:
         loaded = yaml.safe_load((tmp_path / "config.yaml").read_text())
         specs = set(field_specs(DataArguments, ModelArguments, FinetuneArguments))
         assert specs - set(loaded) == {
+            "batch_norm_scope",
             "hub_token",
             "local_rank",
             "parallelism_config",
@@ -95,6 +96,7 @@ class TestConfigFile:
 
     @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "recipes/configs").glob("*.yaml")), ids=lambda path: path.stem)
     def test_examples_are_valid_and_say_how_to_launch_them(self, path):
-        arguments = parse_arguments(["--config", str(path)])
+        recipe = re.search(r"recipes/(\w+)\.py --config", path.read_text()).group(1)
+        arguments = parse_arguments(["--config", str(path)], recipe=recipe)
         assert arguments.training.output_dir == f"runs/{path.stem}"
         assert f"--config recipes/configs/{path.name}" in path.read_text().split("\ndataset:")[0]

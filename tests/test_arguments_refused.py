@@ -196,7 +196,7 @@ RANGES = {
     "per_device_eval_batch_size": ("-4", "at least 1"),
     "gradient_accumulation_steps": ("0", "at least 1"),
     "learning_rate": ("-0.5", "above 0"),
-    "head_learning_rate": ("nan", "above 0"),
+    "head_lr": ("nan", "above 0"),
     "weight_decay": ("-1", "at least 0"),
     "warmup_steps": ("-1", "at least 0"),
     "label_smoothing_factor": ("1.5", "at least 0 and below 1"),

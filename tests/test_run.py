@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -213,7 +214,7 @@ KILLED = """
 import os, runpy, signal, sys
 from hf_finetune.training.callbacks import ReadableLog
 def die(self, args, state, control, **kwargs):
-    if state.global_step == 8:  # of 10; the second epoch began after step 5
+    if state.global_step == int(os.environ["KILLED_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)
 ReadableLog.on_step_end = die
 sys.argv = sys.argv[1:]
@@ -239,15 +240,52 @@ def test_killed_in_an_epoch_and_resumed_is_the_uninterrupted_run_bit_for_bit(
 ):
     command = ["--dataset", str(photo_folder), "--model", str(checkpoint_of(kind)), "--num_train_epochs", "2", *flags]
     command += ["--per_device_train_batch_size", "8", "--learning_rate", "3e-3", "--augmentation", "medium", "--use_cpu"]
-    recipe = str(Path(__file__).parent.parent / "recipes" / "vit_lora.py")
-    killed = subprocess.run([sys.executable, "-c", KILLED, recipe, *command, "--output_dir", str(tmp_path / "cut")], capture_output=True)
-    assert killed.returncode == -9, killed.stderr.decode()
-    assert not (tmp_path / "cut" / "metrics.json").exists()
-    finetune(parse_arguments([*command, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint", "last"]))
     finetune(parse_arguments([*command, "--output_dir", str(tmp_path / "whole")]))
-    resumed, whole = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    kill_and_resume(command, 8, tmp_path / "cut")  # of 10; the second epoch begins after step 5
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def kill_and_resume(command: list[str], step: int, folder: Path) -> None:
+    """Kill a run after a step, and let it go on to its end."""
+    recipe = str(Path(__file__).parent.parent / "recipes" / "vit_lora.py")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, recipe, *command, "--output_dir", str(folder)],
+        capture_output=True,
+        env={**os.environ, "KILLED_AT": str(step)},
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert not (folder / "metrics.json").exists()
+    finetune(parse_arguments([*command, "--output_dir", str(folder), "--resume_from_checkpoint", "last"]))
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    resumed, whole = weights(one), weights(other)
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_steps_with_everything_on(photo_folder: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path):
+    command = ["--dataset", str(photo_folder), "--model", str(checkpoint_of("timm_resnet")), "--adapter", "none", "--use_cpu"]
+    command += ["--freeze", "gradual:start=0,every=1", "--layer_groups", "stage", "--layer_lr_decay", "0.7", "--unfreeze_warmup", "3"]
+    command += [
+        "--batch_norm",
+        "frozen",
+        "--mixup_alpha",
+        "0.4",
+        "--ema_decay",
+        "0.9",
+        "--augmentation",
+        "medium",
+        "--random_erasing",
+        "0.3",
+    ]
+    command += ["--num_train_epochs", "4", "--per_device_train_batch_size", "8", "--learning_rate", "3e-3"]
+    command += ["--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "steps", "--eval_steps", "2"]
+    finetune(parse_arguments([*command, "--output_dir", str(tmp_path / "whole")]))
+    for step in random.Random(0).sample(range(2, 20), 10):
+        kill_and_resume(command, step, tmp_path / f"cut{step}")
+        assert_same_weights(tmp_path / f"cut{step}", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

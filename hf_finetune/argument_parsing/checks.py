@@ -14,8 +14,8 @@ import torch
 
 from hf_finetune.argument_parsing.fields import shown
 from hf_finetune.argument_parsing.rates import parse_rates
+from hf_finetune.data.augmentation_text import augmentation_parts
 from hf_finetune.errors import ConfigError, did_you_mean, listed
-from hf_finetune.data.augmentation import augmentation_parts
 from hf_finetune.models.freeze_text import parse_freeze
 
 
@@ -53,12 +53,16 @@ _SEED = Range("between 0 and 4294967295", low=0, high=2**32 - 1)
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("max_train_samples", "max_eval_samples", "augmentation_views", "image_size", "lora_rank", "lora_alpha"), _COUNT),
     **dict.fromkeys(("validation_fraction", "test_fraction"), _FRACTION),
-    **dict.fromkeys(("lora_dropout", "label_smoothing_factor", "adam_beta1", "adam_beta2"), _RATE),
+    **dict.fromkeys(("lora_dropout", "dropout", "drop_path", "label_smoothing_factor", "adam_beta1", "adam_beta2"), _RATE),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), _COUNT),
     **dict.fromkeys(("save_total_limit", "eval_accumulation_steps", "dataloader_prefetch_factor", "ddp_timeout"), _COUNT),
-    **dict.fromkeys(("num_train_epochs", "learning_rate", "head_learning_rate", "adam_epsilon"), _POSITIVE),
+    **dict.fromkeys(("num_train_epochs", "learning_rate", "head_lr", "backbone_lr", "adam_epsilon"), _POSITIVE),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), _POSITIVE),
     **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm", "eval_delay", "feature_cache_gb", "image_cache_gb"), _NOT_NEGATIVE),
+    **dict.fromkeys(("mixup_alpha", "cutmix_alpha", "unfreeze_warmup"), _NOT_NEGATIVE),
+    "random_erasing": Range("between 0 and 1", low=0, high=1),
+    "ema_decay": _FRACTION,
+    "early_stopping_patience": _COUNT,
     **dict.fromkeys(("seed", "data_seed"), _SEED),
     "layer_lr_decay": Range("above 0 and at most 1", low=0, high=1, open_low=True),
     "dataloader_num_workers": Range("at least 0, or -1 to choose by the machine", low=-1),
@@ -239,8 +243,15 @@ _TODAY = {
     "eval_batch_size": "per_device_eval_batch_size",
     "epochs": "num_train_epochs",
     "lr": "learning_rate",
-    "backbone_lr": "learning_rate",
-    "head_lr": "head_learning_rate",
+    "head_learning_rate": "head_lr",
+    "nesterov": "optim nag",
+    "drop_path_rate": "drop_path",
+    "dropout_rate": "dropout",
+    "mixup": "mixup_alpha",
+    "cutmix": "cutmix_alpha",
+    "reprob": "random_erasing",
+    "layer_decay": "layer_lr_decay",
+    "model_ema_decay": "ema_decay",
     "token": "hub_token",
     "rank": "lora_rank",
 }
@@ -274,8 +285,10 @@ def moot_fields(values: Mapping[str, Any]) -> set[str]:
     moot = set(LORA_FIELDS) if values["adapter"] == "none" else set()
     if values["max_steps"] > 0:
         moot.add("num_train_epochs")
-    if values["augmentation"] == "none":
+    if values["augmentation"] == "none" and not values["random_erasing"]:
         moot.add("augmentation_views")
+    if values["batch_norm"] is None:
+        moot.add("batch_norm_scope")
     return moot
 
 

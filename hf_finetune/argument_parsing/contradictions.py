@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from hf_finetune.argument_parsing.checks import LORA_FIELDS, precision_problems
+from hf_finetune.argument_parsing.rates import parse_momentum
 from hf_finetune.argument_parsing.sources import Rank, Source, say
+from hf_finetune.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ def contradictions(settings: Settings, rejected: Set[str] = frozenset()) -> list
         settings: All settings.
         rejected: Settings whose value is not the one that was meant; nothing is said of them.
     """
-    checks = (_adapter, _views, _columns, _duration, _best_model, _directory, _hub, _needs, _precision)
+    checks = (_adapter, _batch_norm, _views, _columns, _duration, _best_model, _average, _directory, _hub, _finder, _needs, _precision)
     return [sentence for check in checks for names, sentence in check(settings) if rejected.isdisjoint(names)]
 
 
@@ -89,9 +91,25 @@ def _adapter(settings: Settings) -> _Found:
                 yield ("adapter", name), f"{settings.said(name)} has no effect with {settings.said('adapter')}: {remedy}."
 
 
+def _batch_norm(settings: Settings) -> _Found:
+    if settings["adapter"] != "none" and settings["batch_norm"] is not None:
+        yield (
+            ("adapter", "batch_norm"),
+            f"{settings.said('batch_norm')} and {settings.said('adapter')} exclude each other: an adapter does not save BatchNorm, "
+            f"so it is frozen; leave {settings.sources['batch_norm'].name('batch_norm')} out.",
+        )
+    if settings["unfreeze_warmup"] and not settings["freeze"].startswith(("gradual", "head_then_all")):
+        yield (
+            ("unfreeze_warmup", "freeze"),
+            f"{settings.said('unfreeze_warmup')} has no effect with {settings.said('freeze')}, which unfreezes nothing after the first "
+            "epoch; leave it out.",
+        )
+
+
 def _views(settings: Settings) -> _Found:
     names = ("augmentation", "augmentation_views")
-    unused = settings["augmentation"] == "none" and settings["augmentation_views"] is not None
+    fixed = settings["augmentation"] == "none" and not settings["random_erasing"]
+    unused = fixed and settings["augmentation_views"] is not None
     if unused and not settings.overrules(*names):
         yield names, f"{settings.said('augmentation_views')} has no effect with {settings.said('augmentation')}; leave one of them out."
 
@@ -120,6 +138,13 @@ def _best_model(settings: Settings) -> _Found:
         yield names, f"{best} needs equal strategies, not {both}; make them equal, or give {off}."
 
 
+def _average(settings: Settings) -> _Found:
+    for sharding in ("fsdp", "deepspeed"):
+        if settings["ema_decay"] is not None and settings[sharding]:
+            names = ("ema_decay", sharding)
+            yield names, f"{settings.said('ema_decay')} needs whole weights in every process, not {settings.said(sharding)}; leave one out."
+
+
 def _directory(settings: Settings) -> _Found:
     if settings["overwrite_output_dir"] and settings["resume_from_checkpoint"] is not None:
         yield (
@@ -134,14 +159,33 @@ def _hub(settings: Settings) -> _Found:
         yield ("push_to_hub", "hub_model_id"), f"{settings.said('push_to_hub')} needs {settings.advice('hub_model_id', 'USER/NAME')}."
 
 
+def _finder(settings: Settings) -> _Found:
+    for other in ("resume_from_checkpoint", "push_to_hub"):
+        if settings["lr_finder"] and settings[other]:
+            names = ("lr_finder", other)
+            yield (
+                names,
+                f"{settings.said('lr_finder')} and {settings.said(other)} exclude each other: the range test leaves no model behind.",
+            )
+    if settings["optim"] == "nag":
+        try:
+            parse_momentum(settings["optim_args"])
+        except ConfigError as error:
+            yield ("optim", "optim_args"), f"{settings.sources['optim_args'].name('optim_args')} {error}"
+
+
 def _needs(settings: Settings) -> _Found:
     needs = {
+        "early_stopping_patience": ("load_best_model_at_end", True),
+        "batch_norm_scope": ("batch_norm", "frozen"),
         "dataloader_persistent_workers": ("dataloader_num_workers", 1),
         "dataloader_prefetch_factor": ("dataloader_num_workers", 1),
         "fsdp_config": ("fsdp", "full_shard"),
     }
     for name, (other, value) in needs.items():
-        if settings[name] and settings[other] in (None, False, 0, -1, "", []):  # -1 leaves the number of workers to the machine
+        if (
+            settings[name] not in (None, "all") and settings[name] and settings[other] in (None, False, 0, -1, "", [])
+        ):  # -1 leaves the number of workers to the machine
             yield (
                 (name, other),
                 f"{settings.said(name)} has no effect without {settings.advice(other, value)}; add it or leave the first out.",

@@ -175,7 +175,7 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> FieldSpec:
         if base is typing.Literal:
             kinds.update(type(value) for value in typing.get_args(member))
         elif isinstance(base, type) and issubclass(base, enum.Enum):
-            choices = tuple(item.value for item in base)
+            choices = choices or tuple(item.value for item in base)
             kinds.add(str)
         elif base in _KIND_WORDS:
             kinds.add(base)

@@ -23,12 +23,20 @@ _EVERYDAY = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
-    "head_learning_rate",
+    "head_lr",
+    "backbone_lr",
+    "layer_lr_decay",
+    "group_lr",
+    "layer_groups",
+    "unfreeze_warmup",
+    "lr_finder",
     "lr_scheduler_type",
     "warmup_steps",
     "weight_decay",
     "label_smoothing_factor",
     "optim",
+    "ema_decay",
+    "early_stopping_patience",
     "bf16",
     "seed",
     "eval_strategy",
@@ -85,7 +93,14 @@ def _tidy(action: argparse.Action) -> None:
         action.metavar = "NAME"
 
 
-def print_help(classes: Sequence[type], recipe: str, description: str, defaults: Mapping[str, Any], presets: Mapping[str, Any]) -> None:
+def print_help(
+    classes: Sequence[type],
+    recipe: str,
+    description: str,
+    defaults: Mapping[str, Any],
+    presets: Mapping[str, Any],
+    study: Mapping[str, str],
+) -> None:
     """Print the help of a recipe to the output stream.
 
     Args:
@@ -94,6 +109,7 @@ def print_help(classes: Sequence[type], recipe: str, description: str, defaults:
         description: First paragraphs.
         defaults: Name → default, with the recipe's own.
         presets: Names of presets.
+        study: Flags of a study, with their values, and what they mean; empty where the recipe has none.
     """
     data, model, training = classes
     rest = [item.name for item in dataclasses.fields(training) if item.init and item.name not in (*_EVERYDAY, *FIXED_FIELDS)]
@@ -113,6 +129,10 @@ def print_help(classes: Sequence[type], recipe: str, description: str, defaults:
     general = parser.add_argument_group("Where settings come from (the later wins: defaults, --preset, --config, flags)")
     general.add_argument("--preset", metavar="NAME", help=f"A ready set of settings: {', '.join(presets)}.", default=argparse.SUPPRESS)
     general.add_argument("--config", metavar="FILE.yaml", help="Settings as lines `name: value`.", default=argparse.SUPPRESS)
+    for flag, meaning in study.items():
+        name, _, value = flag.partition(" ")
+        kind: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+        general.add_argument(name, help=meaning, default=argparse.SUPPRESS, **kind)
     general.add_argument("-h", "--help", action="store_true", help="Print this and leave.", default=argparse.SUPPRESS)
     # first in the help, though added last
     parser._action_groups.insert(2, parser._action_groups.pop())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_finetune.argument_parsing.checks import range_problem, renamed
@@ -94,21 +94,28 @@ class Flags:
     preset: str | None = None
 
 
-def read_flags(argv: Sequence[str], specs: Mapping[str, FieldSpec], problems: Problems) -> Flags:
+def read_flags(
+    argv: Sequence[str],
+    specs: Mapping[str, FieldSpec],
+    problems: Problems,
+    others: Mapping[str, Callable[[list[str]], None]] | None = None,
+) -> Flags:
     """Read `--name value`, `--name=value`, `--switch` and `--no_switch`; dashes inside names work like underscores.
 
     Args:
         argv: Command line without the program.
         specs: Known settings.
         problems: Receives what is wrong.
+        others: Flags that are no settings, each with what takes the words behind it.
     """
+    others = others or {}
     values: dict[str, Any] = {}
     words: dict[str, str] = {}
     seen: set[str] = set()
     for flag, texts in _chunks(argv, problems):
-        name, negated = _resolve(flag.replace("-", "_"), specs)
+        name, negated = _resolve(flag.replace("-", "_"), specs, [*RESERVED, *others])
         if name is None:
-            problems.add(unknown(flag.replace("-", "_"), specs, "--"))
+            problems.add(unknown(flag.replace("-", "_"), specs, "--", others))
             continue
         if name in seen:
             problems.add(f"--{name} is given twice; give it once.", name)
@@ -117,6 +124,8 @@ def read_flags(argv: Sequence[str], specs: Mapping[str, FieldSpec], problems: Pr
         try:
             if name in RESERVED:
                 words[name] = _only(name, texts)
+            elif name in others:
+                others[name](texts)
             else:
                 values[name] = _converted(specs[name], texts, negated)
         except Mismatch as error:
@@ -138,9 +147,9 @@ def _chunks(argv: Sequence[str], problems: Problems) -> list[tuple[str, list[str
     return chunks
 
 
-def _resolve(name: str, specs: Mapping[str, FieldSpec]) -> tuple[str | None, bool]:
+def _resolve(name: str, specs: Mapping[str, FieldSpec], others: Sequence[str]) -> tuple[str | None, bool]:
     """Return the setting that a flag means and whether the flag turns it off."""
-    if name in specs or name in RESERVED:
+    if name in specs or name in others:
         return name, False
     positive = name.removeprefix("no_")
     if positive != name and positive in specs and bool in specs[positive].kinds:
@@ -183,19 +192,20 @@ def _in_range(name: str, value: Any) -> Any:
 _NOT_AS_TEXT = "cannot be given as text; pass the object to FinetuneArguments in Python."
 
 
-def unknown(name: str, specs: Mapping[str, FieldSpec], prefix: str = "") -> str:
+def unknown(name: str, specs: Mapping[str, FieldSpec], prefix: str = "", others: Iterable[str] = ()) -> str:
     """Return the sentence about a setting that does not exist, with today's or the nearest name.
 
     Args:
         name: What was written, without dashes.
         specs: Known settings.
         prefix: `"--"` for flags.
+        others: Flags that are no settings.
     """
     kind = "flag" if prefix else "setting"
     today = renamed(name, prefix)
     if today:
         return f"Unknown {kind} {prefix}{name}: {today}"
-    names = [*specs, *(RESERVED if prefix else ())]
+    names = [*specs, *(RESERVED if prefix else ()), *others]
     hint = did_you_mean(prefix + name, [prefix + known for known in names])
     return f"Unknown {kind} {prefix}{name}.{hint or ' --help lists every one.'}"
 

@@ -15,50 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
-from hf_finetune.errors import ConfigError, did_you_mean, listed
-
 if TYPE_CHECKING:
     from PIL import Image
 
 Pixels = TypeVar("Pixels", "Image.Image", torch.Tensor)
 
-# part of a view → what it does; the parts may be combined with `+`
-PARTS = {
-    "crop": "a random crop of 50 to 100 % of the area, with an aspect between 3:4 and 4:3, resized to the checkpoint's size",
-    "flip": "every second photo mirrored",
-    "rotation": "a rotation of up to 15 degrees, with the mean colour around the photo",
-    "scale": "a zoom of up to 10 %, in or out",
-}
-# name → its parts, and the policy of torchvision that follows them
-_NAMED: dict[str, tuple[frozenset[str], str | None]] = {
-    "none": (frozenset(), None),
-    "light": (frozenset({"crop", "flip"}), None),
-    "medium": (frozenset(PARTS), None),
-    "randaugment": (frozenset({"crop", "flip"}), "randaugment"),
-    "trivialaugment": (frozenset({"crop", "flip"}), "trivialaugment"),
-}
-AUGMENTATIONS = tuple(_NAMED)
-
 _LOCK = threading.Lock()
-
-
-def augmentation_parts(text: str) -> tuple[frozenset[str], str | None]:
-    """Read what `--augmentation` takes: a name of `AUGMENTATIONS`, or parts joined by `+`, such as `flip+rotation`.
-
-    Returns:
-        Names of `PARTS`, and `randaugment`, `trivialaugment` or None.
-
-    Raises:
-        ConfigError: If it is neither; the text completes "NAME must be ...".
-    """
-    if text in _NAMED:
-        return _NAMED[text]
-    parts = text.split("+")
-    if len(set(parts)) == len(parts) and set(parts) <= set(PARTS):
-        return frozenset(parts), None
-    wrong = next((part for part in parts if part not in PARTS), text)
-    hint = did_you_mean(wrong, [*AUGMENTATIONS, *PARTS])
-    raise ConfigError(f"must be one of {listed(AUGMENTATIONS, 9)}, or {listed(PARTS, 9)} joined by +, not {text!r}.{hint}")
 
 
 def stable_seed(*parts: object) -> int:
@@ -80,8 +42,8 @@ class RandomView:
     """Draws and applies one named augmentation.
 
     Args:
-        parts: Names of `PARTS`. With `crop`, a view is made from a photo; without, from the normalised pixels of the evaluation view, in which
-            the mean colour is 0.
+        parts: Names of `hf_finetune.data.augmentation_text.PARTS`. With `crop`, a view is made from a photo; without, from the normalised
+            pixels of the evaluation view, in which the mean colour is 0.
         policy: `randaugment` (Cubuk et al. 2019, arXiv:1909.13719), `trivialaugment` (Müller and Hutter 2021, arXiv:2103.10158), with
             torchvision's settings, or None.
         size: Height and width of the view.

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from hf_finetune.data.augmentation import RandomView, augmentation_parts, seeded, stable_seed
+from hf_finetune.data.augmentation import RandomView, seeded, stable_seed
+from hf_finetune.data.augmentation_text import augmentation_parts
 from hf_finetune.data.images import to_rgb
 from hf_finetune.errors import ConfigError, ModelError
 
@@ -130,8 +131,8 @@ class TrainTransform:
 
     Args:
         processor: The checkpoint's image processor.
-        augmentation: What `--augmentation` takes, see `hf_finetune.data.augmentation`: `none` (the evaluation view), `light` (crop and flip),
-            `medium` (light, rotation and scale), `randaugment`, `trivialaugment`, or parts joined by `+`.
+        augmentation: What `--augmentation` takes, see `hf_finetune.data.augmentation_text`: `none` (the evaluation view), `light` (crop
+            and flip), `medium` (light, rotation and scale), `randaugment`, `trivialaugment`, or parts joined by `+`.
         seed: At least 0.
         views: Draw so many views of each photo and go round among them, one an epoch; None draws new ones in every epoch.
         random_erasing: Probability that a rectangle of a view, 2 to 33 % of it, becomes the mean colour (Zhong et al. 2017,

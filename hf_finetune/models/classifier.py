@@ -22,6 +22,7 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from hf_finetune.errors import ModelError, listed
 from hf_finetune.models.names import block_names, head_names
 from hf_finetune.models.processors import load_processor, output_size
+from hf_finetune.models.regularisation import set_regularisation
 from hf_finetune.models.resizing import check_input_size, set_image_size
 from hf_finetune.models.sources import ModelSource, first_line, raise_for_hub, resolve_source
 
@@ -51,6 +52,8 @@ def load_classifier(
     *,
     image_size: int | None = None,
     revision: str | None = None,
+    dropout: float | None = None,
+    drop_path: float | None = None,
     notices: list[str] | None = None,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Load a pretrained image classifier for the given labels, with the image processor that fits it.
@@ -64,6 +67,8 @@ def load_classifier(
         label_names: Names of the classes, in the order of the integer labels; at least two, all different.
         image_size: Height and width in pixels; None for the checkpoint's own. Position embeddings are resampled where there are any.
         revision: Branch, tag or commit on the Hub.
+        dropout: Dropout probability in [0, 1), see `hf_finetune.models.regularisation`; None for the checkpoint's own.
+        drop_path: Highest probability of leaving a residual branch out, in [0, 1); None for the checkpoint's own.
         notices: Gets one sentence for each thing that was replaced: a head, a processor that squashed pictures.
 
     Returns:
@@ -71,7 +76,7 @@ def load_classifier(
         its image processor.
 
     Raises:
-        ModelError: If the name, the directory, its weights or the image size cannot be used.
+        ModelError: If the name, the directory, its weights or the image size cannot be used, or the network has no such dropout.
         HubError: If the Hub cannot be reached or fails, and the model is not cached.
     """
     labels = _checked_labels(label_names)
@@ -82,6 +87,7 @@ def load_classifier(
         config = _read_config(source)
         saved_labels = _saved_labels(config)
         _set_labels(config, labels)
+        set_regularisation(config, dropout=dropout, drop_path=drop_path, name=name)
         model, info = _read_weights(source, config)
         _check_weights(model, info, source)
         _settle_head(model, info, kept=saved_labels == labels, source=source, notices=notices)

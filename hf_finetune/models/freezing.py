@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_finetune.errors import ModelError
-from hf_finetune.models.batchnorm import BatchNormHold, hold_frozen_batchnorm
+from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, batchnorm_modules, require_batchnorm
 from hf_finetune.models.freeze_text import FreezeSettings, parse_freeze
 from hf_finetune.models.layers import layer_groups
 from hf_finetune.models.names import head_names, unwrap_peft
@@ -26,18 +27,20 @@ class FreezeSchedule:
 
     Args:
         settings: The schedule; the constructors below say what each means.
+        granularity: Of the layer groups that `last` and `gradual` count, see `layer_groups`.
     """
 
     settings: FreezeSettings
+    granularity: str = "block"
 
     @classmethod
-    def parse(cls, text: str) -> FreezeSchedule:
+    def parse(cls, text: str, granularity: str = "block") -> FreezeSchedule:
         """Return the schedule that `--freeze` names.
 
         Raises:
             ConfigError: If the text names none.
         """
-        return cls(parse_freeze(text))
+        return cls(parse_freeze(text), granularity)
 
     @classmethod
     def none(cls) -> FreezeSchedule:
@@ -50,18 +53,18 @@ class FreezeSchedule:
         return cls(FreezeSettings("head"))
 
     @classmethod
-    def last(cls, layers: int) -> FreezeSchedule:
+    def last(cls, layers: int, granularity: str = "block") -> FreezeSchedule:
         """The last `layers` groups of `layer_groups` and the head train from the start: strategy 1."""
-        return cls(FreezeSettings("last", start=layers))
+        return cls(FreezeSettings("last", start=layers), granularity)
 
     @classmethod
-    def gradual(cls, start: int = 1, every: int = 1, stop: int | None = None) -> FreezeSchedule:
+    def gradual(cls, start: int = 1, every: int = 1, stop: int | None = None, granularity: str = "block") -> FreezeSchedule:
         """The last `start` groups train from the first epoch, and one more after every `every` epochs, up to `stop`: strategy 2.
 
         After Howard and Ruder, Universal Language Model Fine-tuning for Text Classification, https://arxiv.org/abs/1801.06146, section
         3.3, who unfreeze one group an epoch (`start=0, every=1`). With `every=0` all groups up to `stop` train from the start.
         """
-        return cls(FreezeSettings("gradual", start, every, stop))
+        return cls(FreezeSettings("gradual", start, every, stop), granularity)
 
     @classmethod
     def head_then_all(cls, epochs: int = 1) -> FreezeSchedule:
@@ -109,17 +112,8 @@ class FreezeSchedule:
             return head | _matching_parameters(names, self.settings.pattern)
         return head
 
-    def apply(self, model: nn.Module, epoch: int) -> set[str]:
-        """Let exactly what trains in `epoch` require a gradient, and return its names."""
-        trained = self.trainable(model, epoch)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trained)
-            if name not in trained:
-                parameter.grad = None  # a frozen parameter is not moved by the gradient of its last step
-        return trained
-
     def _last_groups(self, model: nn.Module, epoch: int) -> set[str]:
-        body = [group for group in layer_groups(model) if group.name != "head"]
+        body = [group for group in layer_groups(model, self.granularity) if group.name != "head"]
         start, every, stop = self.settings.start, self.settings.every, self.settings.stop
         for count in (start, stop or 0):
             if count > len(body):
@@ -133,34 +127,97 @@ class FreezeSchedule:
         return {name for group in body[len(body) - count :] for name in group.parameters}
 
 
-def freeze(model: nn.Module, schedule: FreezeSchedule, epoch: int = 0) -> BatchNormHold:
-    """Freeze what `schedule` freezes in `epoch`, and hold BatchNorm wherever it is frozen, now or later.
+class Freezer:
+    """Freezes a model as a schedule and a BatchNorm policy say, epoch by epoch.
 
     Args:
         model: A plain classifier, changed in place.
-        schedule: What trains when; `schedule.apply` moves on to another epoch.
-        epoch: Counted from 0.
-
-    Returns:
-        What holds BatchNorm; `remove()` lets all statistics follow the data again.
+        schedule: What trains when.
+        batch_norm: What BatchNorm does.
 
     Raises:
-        ModelError: As `FreezeSchedule.trainable`.
+        ModelError: If the policy asks for BatchNorm and there is none.
     """
-    schedule.apply(model, epoch)
-    return hold_frozen_batchnorm(model)
+
+    def __init__(self, model: nn.Module, schedule: FreezeSchedule, batch_norm: BatchNormPolicy | None = None) -> None:
+        self.model, self.schedule, self.policy = model, schedule, batch_norm or BatchNormPolicy()
+        if self.policy.mode is not None:
+            require_batchnorm(model, f"--batch_norm {self.policy.mode.value}")
+        self.norms = batchnorm_modules(model)
+        self.held: set[str] = set()
+        self._hooks = [norm.register_forward_pre_hook(self._hold(name)) for name, norm in self.norms.items()]
+
+    def trainable(self, epoch: int) -> set[str]:
+        """Return the names of the parameters that train in `epoch`, counted from 0.
+
+        Raises:
+            ModelError: As `FreezeSchedule.trainable`.
+        """
+        return self.policy.trained(self.norms, self.schedule.trainable(self.model, epoch))
+
+    def apply(self, epoch: int) -> set[str]:
+        """Let what trains in `epoch`, and nothing else, require a gradient; hold BatchNorm that does not move; return what trains."""
+        scheduled = self.schedule.trainable(self.model, epoch)
+        trained, self.held = self.policy.trained(self.norms, scheduled), self.policy.held(self.norms, scheduled)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trained)
+            if name not in trained:
+                parameter.grad = None  # a frozen parameter is not moved by the gradient of its last step
+        return trained
+
+    def recalibrated(self) -> list[nn.Module]:
+        """Return the BatchNorm whose statistics are to be estimated anew, once, before training."""
+        return [self.norms[name] for name in sorted(self.held)] if self.policy.mode is BatchNormMode.RECALIBRATE else []
+
+    def stages(self, last_epoch: int) -> list[tuple[int, set[str]]]:
+        """Return the epochs up to `last_epoch` in which what trains changes, the first one included, each with the names of what trains."""
+        stages, final, epoch = [(0, self.trainable(0))], self.trainable(last_epoch), 0
+        while stages[-1][1] != final and epoch < last_epoch:
+            epoch += 1
+            if (trained := self.trainable(epoch)) != stages[-1][1]:
+                stages.append((epoch, trained))
+        return stages
+
+    def first_epochs(self, last_epoch: int) -> dict[str, int]:
+        """Return parameter → the first epoch in which it trains, for those that train up to `last_epoch`."""
+        first: dict[str, int] = {}
+        for epoch, trained in self.stages(last_epoch):
+            first = dict.fromkeys(trained, epoch) | first
+        return first
+
+    def remove(self) -> None:
+        """Let all statistics follow `model.train()` again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hold(self, name: str) -> Callable[[nn.Module, Any], None]:
+        def stay_in_eval(module: nn.Module, _inputs: Any) -> None:
+            if module.training and name in self.held:
+                module.eval()
+
+        return stay_in_eval
+
+
+def freeze(model: nn.Module, schedule: FreezeSchedule, epoch: int = 0, batch_norm: BatchNormPolicy | None = None) -> Freezer:
+    """Freeze what `schedule` freezes in `epoch`; `apply` of what is returned moves on to another one.
+
+    Args:
+        model: A plain classifier, changed in place.
+        schedule: What trains when.
+        epoch: Counted from 0.
+        batch_norm: What BatchNorm does.
+
+    Raises:
+        ModelError: As `Freezer` and `FreezeSchedule.trainable`.
+    """
+    freezer = Freezer(model, schedule, batch_norm)
+    freezer.apply(epoch)
+    return freezer
 
 
 def _batch_norm_parameters(model: nn.Module) -> set[str]:
-    names = {
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
-        for own, _ in module.named_parameters(recurse=False)
-    }
-    if not names:
-        raise ModelError(f"--freeze batch_norm_only does not apply to {type(model).__name__}, which has no BatchNorm.")
-    return names
+    norms = require_batchnorm(model, "--freeze batch_norm_only")
+    return {f"{name}.{own}" for name, module in norms.items() for own, _ in module.named_parameters(recurse=False)}
 
 
 def _matching_parameters(names: set[str], pattern: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class LayerGroup:
     """Parameters that freeze and train together.
 
     Attributes:
-        name: `stem`, the full name of a block, `tail` or `head`.
+        name: `stem`, the full name of a block or stage, `tail` or `head`.
         parameters: Names as in `model.named_parameters()`, in that order.
     """
 
@@ -25,7 +26,10 @@ class LayerGroup:
     parameters: tuple[str, ...]
 
 
-def layer_groups(model: nn.Module) -> list[LayerGroup]:
+GRANULARITIES = ("block", "stage")
+
+
+def layer_groups(model: nn.Module, granularity: str = "block") -> list[LayerGroup]:
     """Return the ordered groups stem → blocks → tail → head of a classifier, with every parameter in exactly one of them.
 
     A block is one transformer layer or one residual block (see `block_names`). What a model holds between two blocks, a downsampling for
@@ -36,25 +40,50 @@ def layer_groups(model: nn.Module) -> list[LayerGroup]:
 
     Args:
         model: A plain classifier of transformers, a timm net in its wrapper included.
+        granularity: `block`, or `stage`: the blocks of one resolution together. A network without stages, such as a ViT, has the same
+            groups either way.
 
     Returns:
         Non-empty groups in the order in which an image passes through them.
 
     Raises:
         ModelError: If no head can be found.
+        ValueError: If `granularity` is neither.
     """
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}.")
     classifier = unwrap_peft(model)
-    heads = head_names(classifier)
-    blocks = _by_timm(classifier, heads) if not block_names(classifier) and is_timm(classifier) else {}
-    for block in block_names(classifier):
-        blocks |= {name: block for name, _ in classifier.get_submodule(block).named_parameters(prefix=block)}
+    heads, coarse = head_names(classifier), granularity == "stage"
+    names = block_names(classifier)
+    blocks = _by_timm(classifier, heads, coarse) if not names and is_timm(classifier) else {}
+    stages = _stages(names) if coarse else {}
+    for block in names:
+        blocks |= {name: stages.get(block, block) for name, _ in classifier.get_submodule(block).named_parameters(prefix=block)}
     return _in_order(classifier, blocks, heads)
 
 
-def _by_timm(model: nn.Module, heads: list[str]) -> dict[str, str]:
+def group_table(model: nn.Module, granularity: str = "block") -> str:
+    """Return the layer groups of `model` as a table for a person: name, parameters, and how many of them train now."""
+    parameters = dict(unwrap_peft(model).named_parameters())
+    rows = [("layer group", "parameters", "trainable")]
+    for group in layer_groups(model, granularity):
+        members = [parameters[name] for name in group.parameters]
+        counts = (sum(p.numel() for p in members), sum(p.numel() for p in members if p.requires_grad))
+        rows.append((group.name, f"{counts[0]:,}", f"{counts[1]:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"{name:<{widths[0]}}  {count:>{widths[1]}}  {trains:>{widths[2]}}" for name, count, trains in rows)
+
+
+def _stages(blocks: list[str]) -> dict[str, str]:
+    """Return block → stage; none where all blocks stand in one row."""
+    stages = {block: re.sub(r"(?<=\d)\.(?:blocks|layers)$", "", block.rpartition(".")[0]) for block in blocks}
+    return stages if len(set(stages.values())) > 1 else {}
+
+
+def _by_timm(model: nn.Module, heads: list[str], coarse: bool) -> dict[str, str]:
     """Return parameter → block for a net whose blocks are not numbered (RegNet, DenseNet, VGG), as timm's own `group_matcher` has it."""
     net: Any = model.timm_model
-    groups: dict[int, list[str]] = group_parameters(net, net.group_matcher(coarse=False), reverse=False)
+    groups: dict[int, list[str]] = group_parameters(net, net.group_matcher(coarse=coarse), reverse=False)
     blocks: dict[str, str] = {}
     for _, members in sorted(groups.items())[1:]:  # the first is the stem
         names = [name for member in members if not within(name := f"timm_model.{member}", heads)]

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 # all other flags follow folded away, or are left to config.yaml
 MAIN_SETTINGS = (
     *("dataset", "model", "model_revision", "image_size", "label_column", "max_train_samples", "max_eval_samples"),
-    *("validation_fraction", "test_fraction", "augmentation", "freeze", "adapter"),
+    *("validation_fraction", "test_fraction", "augmentation", "random_erasing", "mixup_alpha", "cutmix_alpha"),
+    *("freeze", "batch_norm", "batch_norm_scope", "dropout", "drop_path", "adapter"),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_layers", "lora_dora", "lora_rslora"),
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "learning_rate"),
-    *("head_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "label_smoothing_factor", "max_grad_norm"),
+    *("head_lr", "backbone_lr", "layer_lr_decay", "group_lr", "layer_groups", "unfreeze_warmup", "ema_decay"),
+    *("early_stopping_patience", "lr_scheduler_type", "warmup_steps", "weight_decay", "label_smoothing_factor", "max_grad_norm"),
     *("bf16", "fp16", "metric_for_best_model", "seed", "data_seed"),
 )
 

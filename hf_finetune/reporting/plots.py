@@ -164,6 +164,43 @@ def compared_cells(cells: Sequence[tuple[str, float, Interval]], theme: Theme = 
     return figure
 
 
+def batch_plot(photos: Sequence[tuple[np.ndarray, str]], theme: Theme = LIGHT) -> Figure:
+    """Draw photos of a training batch in rows of up to eight.
+
+    Args:
+        photos: Pixels [H, W, 3] uint8 and a caption each; at least one.
+        theme: Colours.
+    """
+    columns = min(8, len(photos))
+    rows = -(-len(photos) // columns)
+    figure, grid = _axes(1.4 * columns, 1.7 * rows, theme, rows, columns)
+    for axes in grid:
+        axes.axis("off")
+    for axes, (pixels, caption) in zip(grid, photos, strict=False):
+        axes.imshow(pixels)
+        axes.set_title("\n".join(one_line(line, 24) for line in caption.splitlines()), fontsize=6, color=theme.muted)
+    return figure
+
+
+def range_test_plot(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], proposal: float | None, theme: Theme = LIGHT
+) -> Figure:
+    """Draw the loss of a range test against the learning rate of each step, with the rate that it proposes."""
+    figure, (axes,) = _axes(7.2, 4, theme)
+    axes.plot(rates, losses, color=theme.quiet, linewidth=1, label="loss of a step")
+    axes.plot(rates, smoothed, color=theme.hit, linewidth=2, label="smoothed")
+    if proposal is not None:
+        axes.axvline(proposal, color=theme.miss, linewidth=1.2, linestyle=":", label=f"proposed: {proposal:.1e}")
+    axes.set_xscale("log")
+    top = 1.5 * max(smoothed[0], 1e-9)
+    axes.set_ylim(0, max(top, min(max(smoothed), 2 * top)))
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.grid(True, axis="y", color=theme.grid)
+    _legend(axes, theme, "lower left")
+    return figure
+
+
 def png(figure: Figure, dpi: int = 144) -> bytes:
     """Render a figure as PNG; the same figure gives the same bytes."""
     # class names are data: a $ in them is no formula

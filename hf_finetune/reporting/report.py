@@ -59,4 +59,5 @@ def _write_plots(run: FinishedRun, findings: Findings) -> list[str]:
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
         write_atomically(folder / name, plots.png(figure))
-    return list(figures)
+    made_in_training = [name for name in ("batch.png",) if (folder / name).is_file()]
+    return [*figures, *made_in_training]

@@ -25,6 +25,8 @@ def render_markdown(run: FinishedRun, findings: Findings, story: Story, plots: S
         [_bullets(story.observations)],
         _notices(story),
         _plot("Learning curves", "learning_curves.png", plots),
+        _stages(story),
+        _plot("A training batch as the model saw it", "batch.png", plots),
         ["## Most confused pairs", _pairs(run, findings)],
         _plot("Confusion matrix", "confusion_matrix.png", plots),
         ["## Worst mistakes", "Wrong predictions, the most confident first.", _worst(run, findings)],
@@ -61,6 +63,10 @@ def _bullets(lines: Sequence[str]) -> str:
 
 def _notices(story: Story) -> list[str]:
     return ["## Notices", _bullets(story.notices)] if story.notices else []
+
+
+def _stages(story: Story) -> list[str]:
+    return ["## What trained when", _table(("epochs", "layer groups", "parameters"), story.stages)] if story.stages else []
 
 
 def _plot(heading: str, name: str, plots: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -61,6 +62,7 @@ def render_page(run: FinishedRun, findings: Findings, story: Story, thumbnails: 
         matrix=_matrix(findings.confusion, run.label_names),
         curves=_curves(run),
         reliability=_picture(plots.reliability_plot, findings.reliability),
+        batch=_stored_picture(run.directory / "plots" / "batch.png"),
         has_model=(run.directory / "model").is_dir(),
     )
 
@@ -80,7 +82,15 @@ def _picture(draw: Any, data: Any) -> dict[str, str]:
 
 
 def _png_address(figure: Figure) -> str:
-    return "data:image/png;base64," + base64.b64encode(plots.png(figure)).decode("ascii")
+    return _address(plots.png(figure))
+
+
+def _stored_picture(path: Path) -> str | None:
+    return _address(path.read_bytes()) if path.is_file() else None
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _curves(run: FinishedRun) -> list[tuple[str, dict[str, str]]]:

@@ -50,6 +50,7 @@ class Story:
     summary: str
     figures: list[Figure]
     costs: list[tuple[str, str, str]]
+    stages: list[tuple[str, str, str]]
     observations: list[str]
     classes: list[ClassRow]
     settings: list[tuple[str, str]]
@@ -69,6 +70,7 @@ def tell(run: FinishedRun, findings: Findings) -> Story:
         summary=_summary(run),
         figures=_figures(run, findings),
         costs=_costs(run.metrics["train"]),
+        stages=_stages(run.metrics["train"]),
         observations=_observations(run, findings),
         classes=_class_rows(run, findings),
         settings=main,
@@ -126,6 +128,18 @@ def _costs(train: dict[str, Any]) -> list[tuple[str, str, str]]:
         share = f"{percent(train['trainable_parameters'] / total)} of {amount(total)}" if total else ""
         costs.append(("Trained parameters", amount(train["trainable_parameters"]), share))
     return costs
+
+
+def _stages(train: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return epochs, layer groups and parameters of every stage of a freezing schedule; none where the same trained all along."""
+    stages = train.get("stages") or []
+    if len(stages) < 2:
+        return []
+    ends = [str(stage["epoch"]) for stage in stages[1:]] + ["end"]
+    return [
+        (f"{stage['epoch']} to {end}", one_line(", ".join(stage["groups"]), 400), amount(stage["trainable_parameters"]))
+        for stage, end in zip(stages, ends, strict=True)
+    ]
 
 
 def _observations(run: FinishedRun, findings: Findings) -> list[str]:

@@ -37,6 +37,7 @@ class CellResult:
         name: Of the cell.
         seeds: Those that are finished.
         accuracies: On test, one a seed, in [0, 1].
+        validation: On validation, one a seed, in [0, 1]; what is chosen is chosen by these.
         interval: 95 % interval of their mean, over seeds and test photos.
         difference: 95 % interval of the mean minus that of the first cell, paired by seed and photo; None for the first cell itself.
         training_seconds: Mean over seeds.
@@ -47,6 +48,7 @@ class CellResult:
     name: str
     seeds: tuple[int, ...]
     accuracies: tuple[float, ...]
+    validation: tuple[float, ...]
     interval: Interval
     difference: Interval | None
     training_seconds: float
@@ -57,6 +59,11 @@ class CellResult:
     def accuracy(self) -> float:
         """The mean over seeds, in [0, 1]."""
         return statistics.fmean(self.accuracies)
+
+    @property
+    def validation_accuracy(self) -> float:
+        """The mean over seeds on validation, in [0, 1]."""
+        return statistics.fmean(self.validation)
 
     @property
     def verdict(self) -> str:
@@ -73,13 +80,16 @@ class Study:
 
     Args:
         directory: Holds a folder a cell and in it a folder a seed, as a run writes it, and the files of the study.
-        cells: Name → settings that differ from the common ones; the first cell is the one that others are compared with.
+        cells: Name → settings of its own; the first cell is the one that others are compared with.
         seeds: At least one.
-        run: Makes one run from the settings of a cell with `seed` and `output_dir` added, and leaves `metrics.json` and
+        run: Makes one run from the common settings, those of a cell, `seed` and `output_dir`, and leaves `metrics.json` and
             `predictions.parquet` there. `overwrite_output_dir` is added where a run was begun and left no checkpoint,
             `resume_from_checkpoint` where it left one.
+        common: Settings of all cells, which a cell's own overrule.
         title: Heads the page.
         command: What starts the study, for the page.
+        answer: Says in sentences what the results mean, for the page.
+        enough: Told the results cell by cell, in their order; where it returns true the cells that follow are not made.
 
     Raises:
         ConfigError: If there is no cell or no seed.
@@ -91,13 +101,17 @@ class Study:
         cells: Mapping[str, Mapping[str, Any]],
         seeds: Sequence[int],
         run: Callable[[dict[str, Any]], object],
+        common: Mapping[str, Any] | None = None,
         title: str = "Study",
         command: str = "",
+        answer: Callable[[Sequence[CellResult]], Sequence[str]] = lambda results: [],
+        enough: Callable[[Sequence[CellResult]], bool] | None = None,
     ) -> None:
         if not cells or not seeds:
             raise ConfigError("A study needs at least one cell and one seed.")
-        self.directory, self.cells, self.seeds, self.run_cell = Path(directory), dict(cells), tuple(seeds), run
-        self.title, self.command = title, command
+        self.directory, self.seeds, self.run_cell = Path(directory), tuple(seeds), run
+        self.cells = {name: {**(common or {}), **settings} for name, settings in cells.items()}
+        self.title, self.command, self.answer, self.enough = title, command, answer, enough
 
     def folder(self, cell: str, seed: int) -> Path:
         """Return where one run of the study lies."""
@@ -112,22 +126,36 @@ class Study:
         folder = self.folder(cell, seed)
         if not (folder / "metrics.json").is_file():
             return False
-        made = json.loads((self.directory / cell / "cell.json").read_text(encoding="utf-8"))
-        if made != _plain(self.cells[cell]):
-            raise DataError(f"{folder} was made with other settings ({made}); remove {folder.parent}, or give the study another folder.")
+        made, now = json.loads((folder.parent / "cell.json").read_text(encoding="utf-8")), _plain(self.cells[cell])
+        if made != now:
+            changed = {key: made.get(key) for key in sorted(made.keys() | now.keys()) if made.get(key) != now.get(key)}
+            raise DataError(f"{folder} was made with other settings ({changed}); remove {folder.parent}, or give the study another folder.")
         return True
 
     def run(self, which: slice | None = None) -> list[CellResult]:
-        """Make the runs that are missing, seed by seed and within a seed cell by cell, and write the files of the study.
+        """Make the runs that are missing, and write the files of the study, anew after every run, so that a study under way can be read.
+
+        Runs are made seed by seed and within a seed cell by cell; where `enough` may end the study, cell by cell.
 
         Args:
             which: The cells of this machine, counted from 0; None for all.
+
+        Raises:
+            ConfigError: If there are no such cells.
         """
         chosen = list(self.cells)[which or slice(None)]
-        for seed in self.seeds:
-            for cell in chosen:
-                if not self.finished(cell, seed):
-                    self._run_one(cell, seed)
+        if not chosen:
+            raise ConfigError(f"The study has {len(self.cells)} cells, counted from 0; there are none in the range that was asked for.")
+        if self.enough is None:
+            pairs = [(cell, seed) for seed in self.seeds for cell in chosen]
+        else:
+            pairs = [(cell, seed) for cell in chosen for seed in self.seeds]
+        for cell, seed in pairs:
+            if seed == self.seeds[0] and self.enough and (done := self.results()) and self.enough(done):
+                break
+            if not self.finished(cell, seed):
+                self._run_one(cell, seed)
+                self.write()
         return self.write()
 
     def results(self) -> list[CellResult]:
@@ -148,7 +176,12 @@ class Study:
 
     def markdown(self, results: Sequence[CellResult]) -> str:
         """Return the page of the study."""
-        lines = [f"# {self.title}", "", *_table(results), "", *(f"- {sentence(result, results[0])}" for result in results[1:]), ""]
+        lines = [f"# {self.title}", ""]
+        if found := self.answer(results):
+            lines += [*found, ""]
+        lines += [*_table(results), "", *(f"- {sentence(result, results[0])}" for result in results[1:]), ""]
+        if left := [cell for cell in self.cells if cell not in {result.name for result in results}]:
+            lines += [f"Not run: {markdown_text(listed(left, 30))}.", ""]
         lines += ["![Test accuracy of every cell with its 95 % interval](study.png)", "", _METHOD, "", *self._origin(results)]
         return "\n".join(lines) + "\n"
 
@@ -190,6 +223,7 @@ class Study:
             name=cell,
             seeds=seeds,
             accuracies=tuple(one["test"]["accuracy"] for one in metrics),
+            validation=tuple(one["validation"]["accuracy"] for one in metrics),
             interval=seeds_and_photos_interval(np.stack([np.array([*hits.values()], float) for hits in right.values()])),
             difference=difference,
             training_seconds=statistics.fmean(one["runtime_s"] for one in train),
@@ -233,6 +267,19 @@ def sentence(result: CellResult, reference: CellResult) -> str:
     return f"{pair}: {result.verdict} ({change:+.1f} points, 95 % interval {low} to {high}), in {ratio:.2f} times its training time."
 
 
+def chosen(results: Sequence[CellResult]) -> CellResult:
+    """Return the cell that is best on validation, the earlier of equal ones."""
+    return max(results, key=lambda result: result.validation_accuracy)
+
+
+def choice(results: Sequence[CellResult]) -> str:
+    """Return in words which cell is chosen on validation, and what test says of it."""
+    best = chosen(results)
+    tested = f"{percent(best.accuracy)} of the test photos (95 % interval {100 * best.interval.low:.1f} to {percent(best.interval.high)})"
+    said = f"Chosen on validation: **{markdown_text(best.name)}**, which names {tested} correctly."
+    return said if best.difference is None else f"{said} {sentence(best, results[0])}"
+
+
 _METHOD = (
     "Accuracy is the mean over seeds on the test split, which every run scores once, at its end; what is chosen is chosen on validation. "
     "Intervals are 95 %, from a bootstrap that draws seeds and test photos anew; the comparison is paired by seed and photo. A difference "
@@ -241,12 +288,23 @@ _METHOD = (
 
 
 def _table(results: Sequence[CellResult]) -> list[str]:
-    header = ("cell", "test accuracy", "95 % interval", "seeds", "training time", "peak memory", "trained parameters", "against the first")
+    header = (
+        "cell",
+        "test accuracy",
+        "95 % interval",
+        "validation",
+        "seeds",
+        "training time",
+        "peak memory",
+        "trained",
+        "against the first",
+    )
     rows = [
         (
             markdown_text(result.name),
             percent(result.accuracy),
             f"{100 * result.interval.low:.1f} to {percent(result.interval.high)}",
+            percent(result.validation_accuracy),
             str(len(result.seeds)),
             duration(result.training_seconds),
             size(result.peak_memory_bytes),
@@ -255,18 +313,28 @@ def _table(results: Sequence[CellResult]) -> list[str]:
         )
         for result in results
     ]
-    return markdown_table(header, rows, "lrrrrrrl")
+    return markdown_table(header, rows, "lrrrrrrrl")
 
 
 def _csv(results: Sequence[CellResult]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(
-        ("cell", "seeds", "accuracy", "low", "high", "difference_low", "difference_high", "training_s", "peak_memory_bytes", "trained")
+        (
+            *("cell", "seeds", "accuracy", "low", "high", "difference_low", "difference_high", "validation", "training_s"),
+            *("peak_memory_bytes", "trained"),
+        )
     )
     for result in results:
         difference = result.difference or ("", "")
-        figures = (result.accuracy, *result.interval, *difference, result.training_seconds, result.peak_memory_bytes)
+        figures = (
+            result.accuracy,
+            *result.interval,
+            *difference,
+            result.validation_accuracy,
+            result.training_seconds,
+            result.peak_memory_bytes,
+        )
         table.writerow((result.name, " ".join(map(str, result.seeds)), *figures, result.trainable_parameters))
     return text.getvalue()
 

@@ -16,7 +16,7 @@ from hf_finetune.data.transforms import EvalTransform
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.features import Rows
-from hf_finetune.training.trainer import collate
+from hf_finetune.training.trainer import Collate
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def evaluate_classifier(
         keep_freed_memory()
     training = model.training
     model.eval()
-    loader = DataLoader(Rows(dataset.with_transform(EvalTransform(processor))), batch_size=batch_size, collate_fn=collate)
+    loader = DataLoader(Rows(dataset.with_transform(EvalTransform(processor))), batch_size=batch_size, collate_fn=Collate())
     logits = [model(pixel_values=batch["pixel_values"].to(device)).logits.float().cpu() for batch in loader]
     model.train(training)
     return evaluation_of(torch.cat(logits).softmax(-1).numpy(), dataset, split)

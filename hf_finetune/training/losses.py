@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of one label an image, averaged over everything that makes one optimizer step.
+    """Cross-entropy of one label an image, or of its class probabilities, averaged over everything that makes one optimizer step.
 
     A mean over each micro-batch would weigh a short last micro-batch too heavily, and is multiplied by the number of accumulation steps
     for many models of `transformers`; the sum divided by the step's count is exact under accumulation and across processes.
@@ -28,9 +28,11 @@ class CrossEntropy:
 
         Args:
             outputs: What the model returned, with `logits` [B, C] of any floating dtype.
-            labels: [B] int64, in [0, C).
-            num_items_in_batch: Examples in the whole optimizer step, over all micro-batches and processes; B where it is None.
+            labels: [B] int64, in [0, C), or [B, C] float32, as MixUp and CutMix give them.
+            num_items_in_batch: Elements of `labels` in the whole optimizer step, over all micro-batches and processes, as the Trainer
+                counts them: C for each example with probabilities. Those of this batch where it is None.
         """
         smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
         total = F.cross_entropy(outputs["logits"].float(), labels, label_smoothing=smoothing, reduction="sum")
-        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        items = labels.numel() if num_items_in_batch is None else num_items_in_batch
+        return total * (labels.numel() // len(labels)) / items

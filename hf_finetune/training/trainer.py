@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -13,35 +14,51 @@ import datasets
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_finetune.argument_parsing.rates import parse_rates
 from hf_finetune.arguments import FinetuneArguments
-from hf_finetune.data.decoded import DecodedPhotos, photo_directory
-from hf_finetune.data.stored_arrays import GIBIBYTE, ArrayStore, StoreError
-from hf_finetune.data.transforms import EvalTransform, TrainTransform
+from hf_finetune.data.mixing import BatchMixing
+from hf_finetune.data.transforms import TrainTransform
+from hf_finetune.models.batchnorm import BatchNormPolicy, recalibrate
 from hf_finetune.models.classifier import quiet
-from hf_finetune.models.freezing import FreezeSchedule, freeze
+from hf_finetune.models.freezing import Freezer, FreezeSchedule
+from hf_finetune.models.layers import group_table
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.callbacks import BeginEpoch, ReadableLog
-from hf_finetune.training.features import FeatureCache, Rows, feature_directory
+from hf_finetune.training.features import FeatureCache
+from hf_finetune.training.inputs import Inputs
 from hf_finetune.training.losses import CrossEntropy
-from hf_finetune.training.optim import check_rates, parameter_groups
-from hf_finetune.training.precision import computing_dtype, set_layout
-from hf_finetune.training.prefix import CACHED, PrefixError, find_frozen_prefix
+from hf_finetune.training.optim import check_rates, optimizer_options, parameter_groups
+from hf_finetune.training.precision import set_layout
+from hf_finetune.training.prefix import CACHED
+from hf_finetune.training.schedulers import optimizer_step_of_epoch, with_unfreeze_warmup
+from hf_finetune.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
 
-def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return `labels` [B] int64 and `pixel_values` [B, 3, H, W] float32, or the cached activations in their place, from examples."""
-    inputs = CACHED if CACHED in examples[0] else "pixel_values"
-    return {
-        inputs: torch.stack([example[inputs] for example in examples]),
-        "labels": torch.tensor([example["labels"] for example in examples]),
-    }
+class Collate:
+    """Makes a batch of examples: `labels` [B] int64 and `pixel_values` [B, 3, H, W] float32, or cached activations in their place.
+
+    Args:
+        mixing: Mixes the photos and labels of training batches, whose examples carry a `view_seed`; labels are then [B, C] float32.
+    """
+
+    def __init__(self, mixing: BatchMixing | None = None) -> None:
+        self.mixing = mixing
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch."""
+        inputs = CACHED if CACHED in examples[0] else "pixel_values"
+        values = torch.stack([example[inputs] for example in examples])
+        labels = torch.tensor([example["labels"] for example in examples])
+        if self.mixing and "view_seed" in examples[0]:
+            values, labels = self.mixing(values, labels, [example["view_seed"] for example in examples])
+        return {inputs: values, "labels": labels}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -88,9 +105,10 @@ class FinetuneTrainer(Trainer):
         train_dataset: Rows with `image`, `label` and `image_id`, as `load_dataset` returns them.
         eval_dataset: The validation split; selection happens here.
         processor: The checkpoint's image processor; it is saved beside every checkpoint.
-        augmentation: Name of the training augmentation, see `hf_finetune.data.transforms`.
-        views: Random views of each photo; None draws new ones in every epoch.
+        augmentation: Name of the training augmentation, see `hf_finetune.data.augmentation_text`, or a transform that draws the views.
+        mixing: Mixes the photos of a batch; the transform must then draw `with_seeds`.
         schedule: What trains when; None leaves every parameter as it is, as for LoRA.
+        batch_norm: What BatchNorm does; only with a schedule.
         loss: A callable as `CrossEntropy`; by default cross-entropy with `args.label_smoothing_factor`.
         callbacks: Further callbacks.
     """
@@ -103,35 +121,34 @@ class FinetuneTrainer(Trainer):
         eval_dataset: datasets.Dataset,
         processor: BaseImageProcessor,
         *,
-        augmentation: str = "light",
-        views: int | None = None,
+        augmentation: str | TrainTransform = "light",
+        mixing: BatchMixing | None = None,
         schedule: FreezeSchedule | None = None,
+        batch_norm: BatchNormPolicy | None = None,
         loss: Callable[..., torch.Tensor] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if args.device.type == "cpu":
             keep_freed_memory()
-        self.eval_transform = EvalTransform(processor)
-        self.train_transform = TrainTransform(processor, augmentation, args.seed, views)
-        self.photos = {"train": train_dataset, "validation": eval_dataset}
+        transform = TrainTransform(processor, augmentation, args.seed) if isinstance(augmentation, str) else augmentation
+        self.inputs = Inputs(train_dataset, eval_dataset, transform, args, mixed=bool(mixing))
         self.layout = set_layout(model)
-        self.features: FeatureCache | None = None
-        self.schedule, self._trained = schedule, set[str]()
-        self._train_rows = Rows(train_dataset.with_transform(self.train_transform))
-        self._eval_rows = Rows(eval_dataset.with_transform(self.eval_transform))
-        if schedule is not None:
-            freeze(model, schedule, last_epoch(args))
-        check_rates(model, parse_rates(args.group_lr or ""))  # here, and not where the optimizer is made, when the run has begun
+        self.freezer = Freezer(model, schedule, batch_norm) if schedule else None
+        self._trained: set[str] = set()
+        if self.freezer:
+            self.freezer.apply(last_epoch(args))
+        check_rates(model, parse_rates(args.group_lr or ""), args.layer_groups)  # here: where the optimizer is made the run has begun
+        self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         super().__init__(
             model=model,
             args=args,
-            train_dataset=self._train_rows,
-            eval_dataset=self._eval_rows,
-            data_collator=collate,
+            train_dataset=self.inputs.train,
+            eval_dataset=self.inputs.validation,
+            data_collator=Collate(mixing),
             processing_class=processor,
             compute_metrics=selection_metrics(train_dataset.features["label"].names),
             compute_loss_func=loss or CrossEntropy(args.label_smoothing_factor),
-            callbacks=[BeginEpoch(self.train_transform, self.begin_epoch), *(callbacks or [])],
+            callbacks=[BeginEpoch(transform, self.begin_epoch), *([self.average] if self.average else []), *(callbacks or [])],
         )
         if schedule is not None and not schedule.constant:
             self.args.dataloader_persistent_workers = False  # they would go on reading what an earlier stage read
@@ -140,30 +157,48 @@ class FinetuneTrainer(Trainer):
             self.remove_callback(stock)
         self.add_callback(ReadableLog())
 
+    @property
+    def features(self) -> FeatureCache | None:
+        """The feature cache in use."""
+        return self.inputs.features
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer over `parameter_groups`; the class and its options are the Trainer's own choice (`--optim`)."""
+        """Build the optimizer over `parameter_groups`; the class and its options are those of `--optim`."""
         if self.optimizer is None:
-            self._trained = set()
-            if self.schedule is not None:
+            self._trained, own = set(), cast(FinetuneArguments, self.args)
+            if self.freezer:
                 # whatever will train is in the optimizer, and in DDP's buckets, from the first step on; begin_epoch freezes it until then
-                self.schedule.apply(cast(PreTrainedModel, self.model), last_epoch(cast(FinetuneArguments, self.args)))
+                self.freezer.apply(last_epoch(own))
             target = cast(PreTrainedModel, self.model if model is None else model)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, target)
-            own = cast(FinetuneArguments, self.args)
+            optimizer_class, options = optimizer_options(own) or self.get_optimizer_cls_and_kwargs(own, target)
             groups = parameter_groups(
                 target,
                 learning_rate=options.pop("lr"),
                 weight_decay=own.weight_decay,
-                head_learning_rate=own.head_learning_rate,
+                head_lr=own.head_lr,
+                backbone_lr=own.backbone_lr,
                 layer_lr_decay=own.layer_lr_decay,
                 group_rates=parse_rates(own.group_lr or ""),
+                granularity=own.layer_groups,
+                unfrozen_in=self.freezer.first_epochs(last_epoch(own)) if self.freezer and own.unfreeze_warmup else None,
             )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Build the course of the learning rate that `--lr_scheduler_type` names, with `--unfreeze_warmup` for groups unfrozen later."""
+        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        own = cast(FinetuneArguments, self.args)
+        if own.unfreeze_warmup:
+            batches = len(self.get_train_dataloader())
+            groups = cast(torch.optim.Optimizer, self.optimizer).param_groups
+            starts = [optimizer_step_of_epoch(group["unfrozen_in"], batches, own.gradient_accumulation_steps) for group in groups]
+            scheduler = self.lr_scheduler = cast(Any, with_unfreeze_warmup(scheduler, starts, own.unfreeze_warmup))
+        return scheduler
+
     def predict_split(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the probabilities [N, C] float32 of the model in evaluation mode for the rows of `dataset`, in their order."""
-        output = self.predict(self._rows(dataset))
+        output = self.predict(self.inputs.rows(dataset))
         return softmax(np.asarray(output.predictions))
 
     def begin_epoch(self, epoch: int) -> None:
@@ -172,88 +207,30 @@ class FinetuneTrainer(Trainer):
         Called before every epoch. It does something in the first one of a training, and where the schedule unfreezes.
         """
         model = cast(PreTrainedModel, self.model)
-        trained = self.schedule.apply(model, epoch) if self.schedule else {name for name, p in model.named_parameters() if p.requires_grad}
+        trained = self.freezer.apply(epoch) if self.freezer else {name for name, p in model.named_parameters() if p.requires_grad}
         if trained == self._trained:
             return
-        if self._trained and self.schedule:
+        if self.freezer and not self._trained and not all(p.requires_grad for p in model.parameters()):
+            logger.info("\n%s\n", group_table(self.freezer.model, cast(FinetuneArguments, self.args).layer_groups))
+        elif self.freezer and self._trained:
             logger.info("Epoch %d: %s of %s parameters train from here on.", epoch, *parameter_counts(model))
+        if self.state.global_step == 0 and not self._trained:
+            self._recalibrate()
         self._trained = trained
-        self._keep_features()
-        self._keep_photos()
+        self.inputs.choose(model, self.state.num_train_epochs, sharded=bool(self.is_fsdp_enabled or self.is_deepspeed_enabled))
 
-    def _keep_features(self) -> None:
-        """Compute the activations of the frozen part once, for training and evaluation; one log line says so, or why not."""
-        model = cast(PreTrainedModel, self.model)
-        if self.features is not None:
-            self.features.prefix.detach()
-            self.features = None
-        self._train_rows.source = self.photos["train"].with_transform(self.train_transform)
-        self._eval_rows.source = self.photos["validation"].with_transform(self.eval_transform)
-        if all(parameter.requires_grad for parameter in model.parameters()):
-            return  # nothing is frozen, so nobody expects a cache
-        limit = cast(FinetuneArguments, self.args).feature_cache_gb
-        try:
-            self._refuse_features(limit)
-            images = torch.stack([self.photos["train"].with_transform(self.eval_transform)[row]["pixel_values"] for row in (0, -1)])
-            features = FeatureCache(
-                find_frozen_prefix(model, images.to(self.args.device), self._autocast),
-                ArrayStore(feature_directory(), int(limit * GIBIBYTE)),
-                self.eval_transform,
-                batch_size=self.args.eval_batch_size,
-                autocast=self._autocast,
-                dtype=computing_dtype(self.args),
-            )
-            with self.args.main_process_first(desc="features"):
-                self._train_rows.source = features.rows(self.photos["train"], self.train_transform)
-        except (PrefixError, StoreError) as reason:
-            logger.info("No feature cache: %s.", str(reason).removesuffix("."))
-            return
-        self.features = features
-        features.prefix.attach()
-        if self.args.eval_strategy != "no":
-            with self.args.main_process_first(desc="features"):
-                self._eval_rows.source = self._rows(self.photos["validation"]).source
-        logger.info(
-            "Feature cache: what is frozen below %s is not computed again in any epoch (%d photos computed in %.0f s, %d found).",
-            *(features.summary()[key] for key in ("boundary", "computed", "seconds", "reused")),
-        )
+    def _recalibrate(self) -> None:
+        """Estimate the statistics of BatchNorm on the training photos, where the policy says so; every process does all of it alike."""
+        if self.freezer and (norms := self.freezer.recalibrated()):
+            loader = DataLoader(self.inputs.rows(self.inputs.photos["train"]), batch_size=self.args.eval_batch_size, collate_fn=Collate())
+            with self.inputs.autocast():
+                photos = recalibrate(self.freezer.model, norms, (batch["pixel_values"].to(self.args.device) for batch in loader))
+            logger.info("BatchNorm: mean and variance of %d layers estimated anew on %d training photos.", len(norms), photos)
 
-    def _keep_photos(self) -> None:
-        """Decode the training photos once, where random views are drawn from them; a log line says why it cannot be done."""
-        limit = cast(FinetuneArguments, self.args).image_cache_gb
-        if limit == 0 or self.features is not None or not self.train_transform.crops or self.state.num_train_epochs <= 1:
-            return
-        store = ArrayStore(photo_directory(), int(limit * GIBIBYTE))
-        try:
-            with self.args.main_process_first(desc="photos"):
-                self._train_rows.source = DecodedPhotos(self.photos["train"], self.train_transform, store)
-        except StoreError as reason:
-            logger.info("The training photos are decoded in every epoch: %s.", reason)
-
-    def _refuse_features(self, limit: float) -> None:
-        """Raise `PrefixError` where the settings of the run leave nothing to keep."""
-        transform = self.train_transform
-        if limit == 0:
-            raise PrefixError("--feature_cache_gb is 0.")
-        if transform.random and transform.views is None:
-            raise PrefixError(
-                f"--augmentation {transform.augmentation} draws new views in every epoch; --augmentation_views K keeps K of them."
-            )
-        if self.args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
-            raise PrefixError("it does not work with --torch_compile, FSDP, DeepSpeed or several GPUs in one process.")
-
-    def _rows(self, photos: datasets.Dataset) -> Rows:
-        """Return what evaluation reads for `photos`: their activations where there is a cache, else the photos transformed."""
-        if self.features is not None:
-            try:
-                return Rows(self.features.rows(photos, self.eval_transform))
-            except StoreError as reason:
-                logger.info("%d photos go through the whole network in every evaluation: %s.", len(photos), reason)
-        return Rows(photos.with_transform(self.eval_transform))
-
-    def _autocast(self) -> torch.autocast:
-        dtype = computing_dtype(self.args)
-        return torch.autocast(self.args.device.type, dtype, enabled=dtype != torch.float32)
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the average of the weights, where there is one."""
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate under inference mode, which keeps no books for autograd at all."""
@@ -261,6 +238,11 @@ class FinetuneTrainer(Trainer):
             return super().prediction_step(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        self._save_model(output_dir, state_dict)
+        if self.average:
+            self.average.save(output_dir or cast(str, self.args.output_dir))
+
+    def _save_model(self, output_dir: str | None, state_dict: dict[str, torch.Tensor] | None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if not isinstance(model, PreTrainedModel):
             super()._save(output_dir, state_dict)
@@ -271,3 +253,13 @@ class FinetuneTrainer(Trainer):
                 super()._save(output_dir, state_dict)
         finally:
             del model.save_pretrained
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average:
+            self.average.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average:
+            self.average.load(cast(str, self.state.best_model_checkpoint))  # becomes the model where the training ends

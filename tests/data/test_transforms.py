@@ -220,7 +220,7 @@ def test_parts_without_a_crop_begin_from_the_evaluation_view() -> None:
     turned = views(TrainTransform(vit(), "rotation", 0), rows)
     assert sum(torch.equal(view, straight) for view in turned) == 0
     assert float((turned - straight)[:, :, 14:18, 18:22].abs().mean()) < float((turned - straight).abs().mean())  # the middle moves least
-    assert 0.3 < sum(bool((view[:, 0, 0] == 0).all()) for view in turned) / 60  # corners of the mean colour
+    assert sum(bool((view[:, 0, 0] == 0).all()) for view in turned) / 60 > 0.3  # corners of the mean colour
 
 
 def test_erasing_takes_a_rectangle_and_leaves_the_rest_of_the_view() -> None:

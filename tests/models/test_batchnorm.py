@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_finetune.models.batchnorm import hold_batchnorm
+from hf_finetune.errors import ModelError
+from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, batchnorm_modules, hold_batchnorm, recalibrate
 from hf_finetune.models.classifier import load_classifier
+from hf_finetune.models.freezing import FreezeSchedule, freeze
 from tests.builders import BUILDERS, LABELS
 
 
@@ -62,6 +64,92 @@ def test_a_predicate_chooses(tmp_path: Path) -> None:
     train(model)
     after = statistics(model)
     assert {key for key in before if torch.equal(before[key], after[key])} == {key for key in before if ".layer1." in key}
+
+
+GROUPS = {"affine": ("weight", "bias"), "statistics": ("running_mean", "running_var", "num_batches_tracked")}
+# mode → what of a BatchNorm moves
+MOVES = {
+    "train": {"affine", "statistics"},
+    "frozen": set(),
+    "statistics_only": {"statistics"},
+    "affine_only": {"affine"},
+    "recalibrate": set(),
+}
+
+
+def moved(model: nn.Module, before: dict[str, torch.Tensor]) -> dict[str, set[str]]:
+    """BatchNorm → which of its two groups moved, each either whole or not at all."""
+    state = model.state_dict()
+    found = {}
+    for name in batchnorm_modules(model):
+        key = name if f"{name}.weight" in state else name.removeprefix("timm_model.")
+        found[name] = set()
+        for group, parts in GROUPS.items():
+            changed = {not torch.equal(state[f"{key}.{part}"], before[f"{key}.{part}"]) for part in parts}
+            assert len(changed) == 1, f"{name}.{group} moved in part"
+            found[name] |= {group} if changed.pop() else set()
+    return found
+
+
+@pytest.mark.parametrize("mode", BatchNormMode)
+@pytest.mark.parametrize("schedule", ["none", "head", "last:1"])
+@pytest.mark.parametrize("scope", ["all", "frozen"])
+def test_each_policy_moves_what_it_says(mode: BatchNormMode, schedule: str, scope: str, tmp_path: Path) -> None:
+    BUILDERS["timm_resnet"](tmp_path)
+    model, _ = load_classifier(str(tmp_path), LABELS)
+    freeze(model, FreezeSchedule.parse(schedule, "stage"), 0, BatchNormPolicy(mode, scope))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model)
+    for name, found in moved(model, before).items():
+        frozen = schedule == "head" or (schedule == "last:1" and "layer4" not in name)
+        ruled = scope == "all" or frozen
+        assert found == (MOVES[mode.value] if ruled else {"affine", "statistics"}), name
+
+
+def test_without_a_policy_batchnorm_goes_with_its_layer(tmp_path: Path) -> None:
+    BUILDERS["timm_resnet"](tmp_path)
+    model, _ = load_classifier(str(tmp_path), LABELS)
+    freezer = freeze(model, FreezeSchedule.last(1, "stage"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model)
+    assert all(found == (MOVES["train"] if "layer4" in name else set()) for name, found in moved(model, before).items())
+    freezer.remove()
+    train(model)
+    assert all("statistics" in found for found in moved(model, before).values())
+
+
+def test_a_policy_needs_batchnorm(tmp_path: Path) -> None:
+    BUILDERS["vit"](tmp_path)
+    model, _ = load_classifier(str(tmp_path), LABELS)
+    with pytest.raises(ModelError) as error:
+        freeze(model, FreezeSchedule.none(), 0, BatchNormPolicy(BatchNormMode.FROZEN))
+    assert str(error.value) == "--batch_norm frozen does not apply to ViTForImageClassification, which has no BatchNorm."
+
+
+class OneNorm(nn.Module):
+    """A classifier as far as `recalibrate` needs one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other, self.dropout = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Dropout(0.5)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.other(self.norm(self.dropout(pixel_values)))
+
+
+def test_recalibrated_statistics_are_the_mean_of_those_of_the_batches() -> None:
+    model = OneNorm().train()
+    model.norm.running_mean += 7
+    batches = torch.randn(3, 8, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    assert recalibrate(model, [model.norm], batches) == 24
+    torch.testing.assert_close(model.norm.running_mean, batches.mean((1, 3, 4)).mean(0))
+    torch.testing.assert_close(
+        model.norm.running_var, torch.stack([batch.transpose(0, 1).reshape(3, -1).var(1) for batch in batches]).mean(0)
+    )
+    assert torch.equal(model.other.running_mean, torch.zeros(3))
+    assert model.norm.momentum == 0.1
+    assert all(module.training for module in model.modules())
+    assert model.norm.weight.grad is None
 
 
 def test_holds_inside_copies_and_pickles_and_for_any_caller() -> None:

@@ -13,7 +13,7 @@ from transformers import TimmWrapperForImageClassification
 
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.models.freezing import FreezeSchedule, freeze, head_parameter_names
-from hf_finetune.models.layers import layer_groups
+from hf_finetune.models.layers import group_table, layer_groups
 from hf_finetune.models.names import block_names
 from tests.builders import BUILDERS, LABELS
 
@@ -64,6 +64,43 @@ def test_groups_of_timm_networks_are_complete_and_ordered(architecture: str) -> 
     assert len(groups) >= 6
     largest = max(sum(math.prod(model.get_parameter(name).shape) for name in group.parameters) for group in groups)
     assert largest < 0.95 * sum(parameter.numel() for parameter in model.parameters())
+
+
+STAGES = {
+    "timm_resnet": ["stem", "timm_model.layer1", "timm_model.layer2", "timm_model.layer3", "timm_model.layer4", "head"],
+    "vit": ["stem", "vit.layers.0", "vit.layers.1", "vit.layers.2", "head"],
+}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_stages_are_whole_blocks_put_together(kind: str, tmp_path: Path) -> None:
+    BUILDERS[kind](tmp_path)
+    model, _ = load_classifier(str(tmp_path), LABELS)
+    blocks, stages = layer_groups(model), layer_groups(model, "stage")
+    assert [name for group in stages for name in group.parameters] == [name for group in blocks for name in group.parameters]
+    assert len(stages) <= len(blocks)
+    for block in blocks:
+        assert sum(set(block.parameters) <= set(stage.parameters) for stage in stages) == 1
+    if kind in STAGES:
+        assert [group.name for group in stages] == STAGES[kind]
+
+
+def test_another_granularity_is_refused(tmp_path: Path) -> None:
+    BUILDERS["vit"](tmp_path)
+    with pytest.raises(ValueError, match=r"^granularity must be one of block, stage, not 'layer'\.$"):
+        layer_groups(load_classifier(str(tmp_path), LABELS)[0], "layer")
+
+
+def test_the_table_counts_what_trains(tmp_path: Path) -> None:
+    BUILDERS["timm_resnet"](tmp_path)
+    model, _ = load_classifier(str(tmp_path), LABELS)
+    freeze(model, FreezeSchedule.last(1, granularity="stage"))
+    header, *rows = [line.split() for line in group_table(model, "stage").splitlines()]
+    assert header == ["layer", "group", "parameters", "trainable"]
+    assert [row[0] for row in rows] == STAGES["timm_resnet"]
+    assert [row[1] == row[2] for row in rows] == [False, False, False, False, True, True]
+    assert [row[2] for row in rows[:4]] == ["0"] * 4
+    assert sum(int(row[1].replace(",", "")) for row in rows) == model.num_parameters()
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

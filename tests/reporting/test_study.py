@@ -36,7 +36,9 @@ class FakeRuns:
         table = {"image_id": [f"photo_{i:03d}" for i in order], "split": ["test"] * PHOTOS, "label": [0] * PHOTOS}
         pq.write_table(pa.table(table | {"prediction": [int(not right[i]) for i in order]}), folder / "predictions.parquet")
         train = {"runtime_s": 10.0 * (1 + settings["seed"]), "peak_memory_bytes": 5e8, "trainable_parameters": 1234}
-        (folder / "metrics.json").write_text(json.dumps({"test": {"accuracy": float(right.mean())}, "train": train}))
+        (folder / "metrics.json").write_text(
+            json.dumps({"test": {"accuracy": float(right.mean())}, "validation": {"accuracy": 0.5}, "train": train})
+        )
 
 
 def test_the_table_says_which_cells_differ(tmp_path: Path) -> None:
@@ -90,6 +92,29 @@ def test_a_cell_whose_settings_changed_is_not_taken_for_finished(tmp_path: Path)
         f"{tmp_path / 'all' / 'seed0'} was made with other settings ({{'freeze': 'none'}}); remove {tmp_path / 'all'}, "
         "or give the study another folder."
     )
+
+
+def test_common_settings_reach_every_cell_and_count_as_its_own(tmp_path: Path) -> None:
+    runs = FakeRuns()
+    Study(tmp_path, CELLS, [0], runs, common={"model": "tiny", "freeze": "never"}).run()
+    assert [(settings["model"], settings["freeze"]) for settings in runs.made] == [("tiny", "head"), ("tiny", "none"), ("tiny", "last:1")]
+    with pytest.raises(DataError, match=r"made with other settings \(\{'model': 'tiny'\}\)"):
+        Study(tmp_path, CELLS, [0], FakeRuns(), common={"model": "large", "freeze": "never"}).run()
+
+
+def test_a_rule_ends_the_study_between_cells(tmp_path: Path) -> None:
+    runs = FakeRuns()
+    study = Study(tmp_path, CELLS, [0, 1], runs, answer=lambda found: [f"{len(found)} cells."], enough=lambda found: len(found) == 2)
+    assert [result.name for result in study.run()] == ["head", "all"]
+    assert [(Path(s["output_dir"]).parent.name, s["seed"]) for s in runs.made] == [("head", 0), ("head", 1), ("all", 0), ("all", 1)]
+    page = (tmp_path / "study.md").read_text()
+    assert "\n\n2 cells.\n\n" in page
+    assert "Not run: same.\n" in page
+
+
+def test_a_range_without_cells_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^The study has 3 cells, counted from 0; there are none in the range that was asked for\.$"):
+        Study(tmp_path, CELLS, [0], FakeRuns()).run(slice(5, 7))
 
 
 def test_runs_on_different_photos_are_not_compared(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ import torch
 from datasets import DatasetDict
 
 from hf_finetune.arguments import FinetuneArguments
+from hf_finetune.data.mixing import BatchMixing
+from hf_finetune.data.transforms import TrainTransform
+from hf_finetune.models.batchnorm import BatchNormPolicy
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.models.freezing import FreezeSchedule
 from hf_finetune.training.trainer import FinetuneTrainer
@@ -27,7 +30,9 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
         adapt: Callable[[Any], Any] = lambda model: model,
         augmentation: str = "none",
         views: int | None = None,
+        mixing: BatchMixing | None = None,
         schedule: FreezeSchedule | None = None,
+        batch_norm: BatchNormPolicy | None = None,
         callbacks: Any = None,
         **overrides: Any,
     ) -> FinetuneTrainer:
@@ -50,9 +55,10 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
             photos["train"],
             photos["validation"],
             processor,
-            augmentation=augmentation,
-            views=views,
+            augmentation=TrainTransform(processor, augmentation, arguments.seed, views, with_seeds=bool(mixing)),
+            mixing=mixing,
             schedule=schedule,
+            batch_norm=batch_norm,
             callbacks=callbacks,
         )
 

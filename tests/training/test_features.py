@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(make_trainer, cache: Pat
     with caplog.at_level("INFO"):
         trainer.train()
     assert "No feature cache: " in caplog.text
-    assert "pixel_values" in trainer._train_rows[0]
+    assert "pixel_values" in trainer.inputs.train[0]
 
 
 def test_a_file_cut_short_is_computed_again(make_trainer, caplog) -> None:
@@ -227,4 +227,4 @@ def test_a_file_cut_short_is_computed_again(make_trainer, caplog) -> None:
     trainer = make_trainer("timm_resnet", adapt=frozen("head"), max_steps=1)
     trainer.train()
     assert trainer.features.computed == 40
-    assert trainer._train_rows[0][CACHED].shape == (16,)
+    assert trainer.inputs.train[0][CACHED].shape == (16,)

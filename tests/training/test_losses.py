@@ -27,6 +27,18 @@ def test_smoothing_acts_in_training_and_not_in_evaluation():
         assert torch.allclose(loss({"logits": LOGITS}, LABELS), F.cross_entropy(LOGITS, LABELS))
 
 
+def test_class_probabilities_are_counted_as_the_trainer_counts_them():
+    soft = torch.softmax(torch.randn(6, 4), 1)
+    expected = -(soft * LOGITS.log_softmax(1)).sum(1)
+    loss = CrossEntropy()
+    assert torch.allclose(loss({"logits": LOGITS}, soft), expected.mean())
+    counted = soft.ne(-100).sum()  # what the Trainer does: one item an element
+    parts = sum(loss({"logits": LOGITS[rows]}, soft[rows], counted) for rows in (slice(0, 4), slice(4, 6)))
+    assert torch.allclose(parts, expected.mean())
+    one_hot = F.one_hot(LABELS, 4).float()
+    assert torch.allclose(loss({"logits": LOGITS}, one_hot), loss({"logits": LOGITS}, LABELS))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_is_computed_in_float32(dtype: torch.dtype):
     assert CrossEntropy()({"logits": LOGITS.to(dtype)}, LABELS).dtype == torch.float32

@@ -12,7 +12,7 @@ from hf_finetune.models.lora import add_lora
 from hf_finetune.training.optim import parameter_groups, spared_from_decay
 from tests.coloured import NAMES
 
-RATES = {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "weight_decay": 0.05}
+RATES = {"learning_rate": 1e-3, "head_lr": 1e-2, "weight_decay": 0.05}
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "swin", "convnext", "timm_vit", "timm_resnet"])
@@ -53,7 +53,7 @@ def test_under_lora_only_adapters_and_head_are_held(checkpoint_of: Callable[[str
 
 def test_without_a_rate_of_its_own_the_head_gets_the_common_one(checkpoint_of: Callable[[str], Path]):
     model, _ = load_classifier(str(checkpoint_of("vit")), NAMES)
-    groups = parameter_groups(model, learning_rate=1e-3, head_learning_rate=None, weight_decay=0.0)
+    groups = parameter_groups(model, learning_rate=1e-3, head_lr=None, weight_decay=0.0)
     assert {group["lr"] for group in groups} == {1e-3}
     torch.optim.AdamW(groups)
 

@@ -103,7 +103,7 @@ def test_a_checkpoint_carries_the_names_in_memory_and_the_best_one_is_reloaded_w
 def test_the_augmentation_is_told_every_epoch(make_trainer: MakeTrainer):
     seen = []
     trainer = make_trainer("vit", augmentation="light", num_train_epochs=3)
-    transform = trainer.train_transform
+    transform = trainer.inputs.transform
     original = transform.set_epoch
     transform.set_epoch = lambda epoch: (seen.append(epoch), original(epoch))[1]
     trainer.train()

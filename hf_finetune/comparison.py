@@ -1,0 +1,134 @@
+"""A recipe's question: one run by default, the whole comparison with `--study`."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_finetune.argument_parsing.study_flags import StudyFlags
+from hf_finetune.arguments import Arguments, config_values, make_arguments, parse_arguments
+from hf_finetune.errors import ConfigError, FinetuneError, Interrupted
+from hf_finetune.launch import readable_logs
+
+if TYPE_CHECKING:
+    from hf_finetune.reporting.study import CellResult
+
+logger = logging.getLogger(__name__)
+
+# what a study does not hand to its runs: each has a folder and a seed of its own
+_OF_ONE_RUN = ("output_dir", "seed", "run_name")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a recipe compares.
+
+    Attributes:
+        recipe: Name of the script.
+        title: Of the study's page.
+        cells: Settings → name → what differs in the cell; the first cell is the one that others are compared with.
+        description: First paragraphs of the help.
+        defaults: Defaults of the recipe.
+        demo: What `--preset demo` means here.
+        seeds: Of a study.
+        demo_seeds: Of a study with `--preset demo`.
+        answer: Says in sentences what the results mean.
+        enough: Told the results cell by cell; where it returns true the cells that follow are not made.
+    """
+
+    recipe: str
+    title: str
+    cells: Callable[[Arguments], Mapping[str, Mapping[str, Any]]]
+    description: str | None = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    demo: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    demo_seeds: tuple[int, ...] = (0, 1)
+    answer: Callable[[Sequence[CellResult]], Sequence[str]] = lambda results: []
+    enough: Callable[[Sequence[CellResult]], bool] | None = None
+
+    def run(self, argv: Sequence[str] | None = None) -> None:
+        """Do what the command line says, and print the outcome.
+
+        Raises:
+            FinetuneError: As `finetune` and `Study`; a study goes on with the same command.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        if "--study" in argv and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # before the arguments, which wait for the other processes
+            raise ConfigError(
+                "--study makes its runs in one process each; start it with python, or with accelerate launch and one process."
+            )
+        flags = StudyFlags()
+        arguments = parse_arguments(
+            argv, recipe=self.recipe, defaults=self.defaults, demo=self.demo, description=self.description, study=flags
+        )
+        if flags.study:
+            return self._study(arguments, flags, argv)
+        from hf_finetune.run import run_once  # the heavy imports, which a study leaves to its runs
+
+        outcome = run_once(arguments)
+        if arguments.training.should_save:
+            logger.info("%s", outcome)
+
+    def _study(self, arguments: Arguments, flags: StudyFlags, argv: Sequence[str]) -> None:
+        from hf_finetune.reporting.study import Study
+
+        seeds = flags.seeds or (self.demo_seeds if flags.preset == "demo" else self.seeds)
+        common = {name: value for name, value in config_values(arguments).items() if name not in _OF_ONE_RUN}
+        if common["data_seed"] is None:
+            common["data_seed"] = seeds[0]  # the same validation photos, and so the same cached features, for every seed
+        study = Study(
+            Path(str(arguments.training.output_dir)),
+            self.cells(arguments),
+            seeds,
+            _run_apart,
+            common=common,
+            title=self.title,
+            command=published_command(self.recipe, argv),
+            answer=self.answer,
+            enough=self.enough,
+        )
+        try:
+            study.run(flags.cells)
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted. What is finished is kept; the same command goes on with the rest.") from None
+        page = study.directory / "study.md"
+        logger.info("\n%s\nPage: %s   Plot: %s", page.read_text(encoding="utf-8").split("\n![", 1)[0], page, page.with_suffix(".png"))
+
+
+def published_command(recipe: str, argv: Sequence[str]) -> str:
+    """Return the command for a page; of a path on this machine only the last part."""
+    words = [Path(word).name if os.sep in word and Path(word).exists() else word for word in argv]
+    return shlex.join(["python", f"recipes/{recipe}.py", *words])
+
+
+def _run_apart(settings: dict[str, Any]) -> None:
+    """Make one run in a process of its own, so that its peak memory is its own and a crash is not the end of the study."""
+    logger.info("\n%s", settings["output_dir"])
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload(["hf_finetune.run"])  # imported once for all runs
+    with ProcessPoolExecutor(1, mp_context=context, initializer=readable_logs) as pool:
+        try:
+            pool.submit(_run_one, settings).result()
+        except BrokenProcessPool:
+            raise FinetuneError(
+                f"The run in {settings['output_dir']} was killed, perhaps for want of memory. What is finished is kept; the same command "
+                "goes on with the rest."
+            ) from None
+
+
+def _run_one(settings: dict[str, Any]) -> None:
+    from hf_finetune.run import run_once
+
+    logger.info("%s", run_once(make_arguments(**settings)))

@@ -1,0 +1,137 @@
+"""What training and evaluation read: photos, decoded photos, or activations of the frozen part, whichever is the least work."""
+
+from __future__ import annotations
+
+import logging
+
+import datasets
+import torch
+from torch import nn
+
+from hf_finetune.arguments import FinetuneArguments
+from hf_finetune.data.decoded import DecodedPhotos, photo_directory
+from hf_finetune.data.stored_arrays import GIBIBYTE, ArrayStore, StoreError
+from hf_finetune.data.transforms import EvalTransform, TrainTransform
+from hf_finetune.training.features import FeatureCache, Rows, feature_directory
+from hf_finetune.training.precision import computing_dtype
+from hf_finetune.training.prefix import PrefixError, find_frozen_prefix
+
+logger = logging.getLogger(__name__)
+
+
+class Inputs:
+    """The rows that a trainer's loaders read, which change with what is frozen.
+
+    Args:
+        train: Training photos.
+        validation: Photos to select by.
+        transform: Draws the training views.
+        args: The limits of the caches, the batch sizes and the precision.
+        mixed: Whether batches of photos are mixed, which activations cannot be.
+
+    Attributes:
+        train: What the training loader reads.
+        validation: What the evaluation loader reads.
+        features: The feature cache in use, or None.
+    """
+
+    def __init__(
+        self, train: datasets.Dataset, validation: datasets.Dataset, transform: TrainTransform, args: FinetuneArguments, *, mixed: bool
+    ) -> None:
+        self.transform, self.args, self.mixed = transform, args, mixed
+        self.photos = {"train": train, "validation": validation}
+        self.train = Rows(train.with_transform(transform))
+        self.validation = Rows(validation.with_transform(self.evaluation))
+        self.features: FeatureCache | None = None
+
+    @property
+    def evaluation(self) -> EvalTransform:
+        """The view of a photo without augmentation."""
+        return self.transform.evaluation
+
+    def choose(self, model: nn.Module, epochs: float, *, sharded: bool) -> None:
+        """Choose what is read from now on; what is kept for the first time is computed here.
+
+        Args:
+            model: What trains, frozen as it is from now on.
+            epochs: Of the whole training.
+            sharded: Whether parameters are spread over processes.
+        """
+        self.release()
+        self.train.source = self.photos["train"].with_transform(self.transform)
+        self.validation.source = self.photos["validation"].with_transform(self.evaluation)
+        if any(not parameter.requires_grad for parameter in model.parameters()):  # else nobody expects a cache
+            self._keep_features(model, sharded)
+        if self.features is None and self.transform.crops and epochs > 1:
+            self._keep_photos()
+
+    def release(self) -> None:
+        """Let the whole network compute again."""
+        if self.features is not None:
+            self.features.prefix.detach()
+            self.features = None
+
+    def rows(self, photos: datasets.Dataset) -> Rows:
+        """Return what evaluation reads for `photos`: their activations where there is a cache, else the photos transformed."""
+        if self.features is not None:
+            try:
+                return Rows(self.features.rows(photos, self.evaluation))
+            except StoreError as reason:
+                logger.info("%d photos go through the whole network in every evaluation: %s.", len(photos), reason)
+        return Rows(photos.with_transform(self.evaluation))
+
+    def autocast(self) -> torch.autocast:
+        """Return the precision to compute in."""
+        dtype = computing_dtype(self.args)
+        return torch.autocast(self.args.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _keep_features(self, model: nn.Module, sharded: bool) -> None:
+        """Compute the activations of the frozen part once, for training and evaluation; one log line says so, or why not."""
+        try:
+            self._refuse_features(sharded)
+            images = torch.stack([self.photos["train"].with_transform(self.evaluation)[row]["pixel_values"] for row in (0, -1)])
+            features = FeatureCache(
+                find_frozen_prefix(model, images.to(self.args.device), self.autocast),
+                ArrayStore(feature_directory(), int(self.args.feature_cache_gb * GIBIBYTE)),
+                self.evaluation,
+                batch_size=self.args.eval_batch_size,
+                autocast=self.autocast,
+                dtype=computing_dtype(self.args),
+            )
+            with self.args.main_process_first(desc="features"):
+                self.train.source = features.rows(self.photos["train"], self.transform)
+        except (PrefixError, StoreError) as reason:
+            logger.info("No feature cache: %s.", str(reason).removesuffix("."))
+            return
+        self.features = features
+        features.prefix.attach()
+        if self.args.eval_strategy != "no":
+            with self.args.main_process_first(desc="features"):
+                self.validation.source = self.rows(self.photos["validation"]).source
+        logger.info(
+            "Feature cache: what is frozen below %s is not computed again in any epoch (%d photos computed in %.0f s, %d found).",
+            *(features.summary()[key] for key in ("boundary", "computed", "seconds", "reused")),
+        )
+
+    def _keep_photos(self) -> None:
+        """Decode the training photos once, where random views are drawn from them; a log line says why it cannot be done."""
+        if self.args.image_cache_gb == 0:
+            return
+        store = ArrayStore(photo_directory(), int(self.args.image_cache_gb * GIBIBYTE))
+        try:
+            with self.args.main_process_first(desc="photos"):
+                self.train.source = DecodedPhotos(self.photos["train"], self.transform, store)
+        except StoreError as reason:
+            logger.info("The training photos are decoded in every epoch: %s.", reason)
+
+    def _refuse_features(self, sharded: bool) -> None:
+        """Raise `PrefixError` where the settings of the run leave nothing to keep."""
+        if self.args.feature_cache_gb == 0:
+            raise PrefixError("--feature_cache_gb is 0.")
+        if self.mixed:
+            raise PrefixError("--mixup_alpha and --cutmix_alpha mix photos, not activations.")
+        if self.transform.random and self.transform.views is None:
+            what = "--random_erasing" if self.transform.augmentation == "none" else f"--augmentation {self.transform.augmentation}"
+            raise PrefixError(f"{what} draws new views in every epoch; --augmentation_views K keeps K of them.")
+        if self.args.torch_compile or sharded or self.args.n_gpu > 1:
+            raise PrefixError("it does not work with --torch_compile, FSDP, DeepSpeed or several GPUs in one process.")

@@ -1,0 +1,64 @@
+"""Strategy 2: layers are unfrozen one after the other, from the last to the first, while the training goes on.
+
+    accelerate launch recipes/gradual_unfreezing.py --preset demo              # embedded data and checkpoint, no network
+    accelerate launch recipes/gradual_unfreezing.py --freeze gradual:start=1,every=2 --unfreeze_warmup 20
+    python recipes/gradual_unfreezing.py --study                               # against strategy 1, with the same number of epochs
+
+The question: is there any difference in accuracy or in training time between unfreezing gradually (Howard and Ruder 2018, arXiv:1801.06146)
+and fine-tuning the same layers together from the start? Every cell sees every photo equally often.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_finetune.launch import run_recipe
+
+DEFAULTS = {
+    "model": "timm/resnet18.a1_in1k",
+    "layer_groups": "stage",
+    "augmentation": "none",
+    "freeze": "gradual:start=1,every=1",
+    "learning_rate": 1e-3,
+    "num_train_epochs": 8.0,
+}
+DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet", "max_train_samples": 740, "num_train_epochs": 4.0}
+
+
+def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return strategy 1 with all and with half of the layers, then strategy 2 in its variants, which end with the same layers."""
+    from hf_finetune.models.classifier import load_classifier
+    from hf_finetune.models.layers import layer_groups
+
+    model, _ = load_classifier(arguments.model.model, ["a", "b"], revision=arguments.model.model_revision)
+    groups = len(layer_groups(model, arguments.training.layer_groups)) - 1
+    half, epochs = -(-groups // 2), arguments.training.num_train_epochs
+    every = max(1, int(epochs) // groups)  # so that the whole network trains before the end where the epochs allow it
+    return {
+        "together_all": {"freeze": f"last:{groups}"},
+        "together_half": {"freeze": f"last:{half}"},
+        "gradual_all": {"freeze": f"gradual:start=1,every={every}"},
+        "gradual_half": {"freeze": f"gradual:start=1,every={every},stop={half}"},
+        "gradual_all_warmup": {"freeze": f"gradual:start=1,every={every}", "unfreeze_warmup": 10},
+        "head_then_all": {"freeze": f"head_then_all:epochs={max(1, round(epochs / 4))}"},
+    }
+
+
+def answer(results: Sequence[Any]) -> list[str]:
+    """Say how strategy 2 compares with strategy 1."""
+    from hf_finetune.reporting.study import choice, sentence
+
+    first = results[0]
+    pairs = [sentence(result, first) for result in results if result.name == "gradual_all"]
+    return [choice(results), "", *(f"Strategy 2 against strategy 1, all layers: {pair}" for pair in pairs)]
+
+
+def main() -> None:
+    """Do what the command line says."""
+    from hf_finetune.comparison import Comparison
+
+    title = "Strategy 2: gradual unfreezing against fine-tuning together"
+    Comparison("gradual_unfreezing", title, cells, __doc__, DEFAULTS, DEMO, answer=answer).run()
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,131 @@
+"""The recipes that compare: their cells are runs that can be made, and a study ends in a page that says something."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from hf_finetune.argument_parsing.study_flags import StudyFlags
+from hf_finetune.arguments import config_values, make_arguments, parse_arguments
+from hf_finetune.comparison import Comparison, published_command
+from hf_finetune.errors import ConfigError
+from hf_finetune.models.freezing import FreezeSchedule
+from hf_finetune.reporting.intervals import Interval
+from hf_finetune.reporting.study import CellResult
+from tests.conftest import REPOSITORY
+
+NAMES = ("cat_vs_dog", "last_layers", "gradual_unfreezing", "learning_rates", "augmentation", "batch_norm")
+RECIPES = REPOSITORY / "recipes"
+
+
+@pytest.fixture(params=NAMES)
+def recipe(request: pytest.FixtureRequest) -> ModuleType:
+    return importlib.import_module(f"recipes.{request.param}")
+
+
+def cell(name: str, accuracy: float, validation: float, verdict: Interval | None) -> CellResult:
+    return CellResult(name, (0,), (accuracy,), (validation,), Interval(accuracy - 0.02, accuracy + 0.02), verdict, 10.0, 5e8, 99)
+
+
+@pytest.mark.parametrize("preset", [["--preset", "demo"], []])
+def test_every_cell_is_a_run_that_can_be_made(recipe: ModuleType, preset: list[str], tmp_path: Path) -> None:
+    name = recipe.__name__.removeprefix("recipes.")
+    flags = [*preset, "--model", "tiny_resnet", "--output_dir", str(tmp_path)]
+    arguments = parse_arguments(flags, recipe=name, defaults=recipe.DEFAULTS, demo=recipe.DEMO, study=StudyFlags())
+    cells = recipe.cells(arguments)
+    assert len(cells) >= 5
+    made = []
+    for settings in cells.values():
+        one = make_arguments(**{**config_values(arguments), **settings})
+        FreezeSchedule.parse(one.model.freeze, one.training.layer_groups)
+        made.append(json.dumps(config_values(one), sort_keys=True, default=str))
+    assert len(set(made)) == len(made)
+
+
+def test_the_answer_names_the_cell_that_validation_chose(recipe: ModuleType, tmp_path: Path) -> None:
+    flags = ["--preset", "demo", "--output_dir", str(tmp_path)]
+    arguments = parse_arguments(flags, recipe="x", defaults=recipe.DEFAULTS, demo=recipe.DEMO)
+    first, *others = recipe.cells(arguments)
+    results = [cell(first, 0.8, 0.80, None)]
+    results += [cell(name, 0.8 + 0.01 * row, 0.90 - 0.01 * row, Interval(-0.01, 0.03)) for row, name in enumerate(others)]
+    said = "\n".join(recipe.answer(results))
+    if recipe.__name__ == "recipes.cat_vs_dog":
+        assert said.startswith(
+            "Adam on photos of full size names 80.0 % of the test photos correctly. NAG in its place: no difference shown."
+        )
+    else:
+        assert f"Chosen on validation: **{others[0]}**" in said
+
+
+def test_the_stopping_rule_waits_for_two_cells_without_an_improvement() -> None:
+    last_layers = importlib.import_module("recipes.last_layers")
+    scores = [0.80, 0.85, 0.84, 0.86, 0.86, 0.85, 0.99]
+    results = [cell(f"last_{row}", 0.5, score, None) for row, score in enumerate(scores)]
+    assert [last_layers.enough(results[:count]) for count in range(1, 8)] == [False, False, False, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--study", "yes"], "--study takes no value, not 'yes'."),
+        (["--seeds", "0", "0"], "--seeds must be different whole numbers, such as 0 1 2, not '0 0'."),
+        (["--seeds"], "--seeds must be different whole numbers, such as 0 1 2, not ''."),
+        (["--cells", "3-1"], "--cells must be numbers of cells, such as 0-3 or 2, not '3-1'."),
+        (["--sedes", "1"], "Unknown flag --sedes. Did you mean '--seeds'?"),
+    ],
+)
+def test_flags_of_a_study(flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_arguments(flags, study=StudyFlags())
+    assert str(error.value) == message
+
+
+def test_a_recipe_without_a_comparison_knows_no_study() -> None:
+    with pytest.raises(ConfigError, match=r"^Unknown flag --study\."):
+        parse_arguments(["--study"])
+
+
+def test_flags_of_a_study_are_read() -> None:
+    flags = StudyFlags()
+    parse_arguments(["--study", "--seeds", "3,4", "5", "--cells", "1-2", "--preset", "demo"], study=flags)
+    assert (flags.study, flags.seeds, flags.cells, flags.preset) == (True, (3, 4, 5), slice(1, 3), "demo")
+
+
+def test_a_study_needs_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"^--study makes its runs in one process each; start it with python"):
+        Comparison("x", "X", lambda arguments: {"a": {}}).run(["--study", "--output_dir", str(tmp_path)])
+
+
+def test_a_published_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    command = published_command("last_layers", ["--dataset", str(tmp_path), "--model", "timm/resnet18.a1_in1k", "--study"])
+    assert command == f"python recipes/last_layers.py --dataset {tmp_path.name} --model timm/resnet18.a1_in1k --study"
+
+
+def study(*flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RECIPES / "last_layers.py"), "--preset", "demo", "--study", "--seeds", "0", *flags]
+    small = ["--max_train_samples", "111", "--max_eval_samples", "74", "--num_train_epochs", "1", "--use_cpu"]
+    return subprocess.run([*command, *small, "--output_dir", str(folder)], capture_output=True, text=True)
+
+
+def test_a_study_makes_its_runs_and_knows_them_again(tmp_path: Path) -> None:
+    first = study("--cells", "0-1", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head", "last_1", "study.csv", "study.md", "study.png"]
+    page = (tmp_path / "study.md").read_text()
+    assert page.startswith("# Strategy 1: how many of the last layers to fine-tune\n\nChosen on validation: **")
+    assert "| last_1 |" in page
+    assert "Seeds 0; " in page
+    metrics = [json.loads((tmp_path / name / "seed0" / "metrics.json").read_text()) for name in ("head", "last_1")]
+    assert all(one["train"]["peak_memory_bytes"] > 0 for one in metrics)
+    assert [len(one["train"]["stages"][0]["groups"]) for one in metrics] == [1, 2]
+    assert (tmp_path / "head" / "seed0" / "plots" / "batch.png").read_bytes().startswith(b"\x89PNG")
+    changed = study("--cells", "0-1", "--learning_rate", "0.5", folder=tmp_path)
+    assert changed.returncode == 2
+    assert "was made with other settings ({'learning_rate': 0.001})" in changed.stderr
