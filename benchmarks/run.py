@@ -176,10 +176,14 @@ def work(options: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
+def published_words(argv: list[str]) -> list[str]:
+    """Return a command line for a page; of a whole path on this machine only the last part."""
+    return [Path(word).name if os.path.isabs(word) else word for word in argv]
+
+
 def published(argv: list[str]) -> str:
-    """Return the command for the report; of a whole path on this machine only the last part."""
-    words = [Path(word).name if os.path.isabs(word) else word for word in argv if word != "--report_only"]
-    return shlex.join(["python", "benchmarks/run.py", *words])
+    """Return the command for the report."""
+    return shlex.join(["python", "benchmarks/run.py", *published_words([word for word in argv if word != "--report_only"])])
 
 
 def main() -> None:

@@ -86,6 +86,11 @@ class Comparison:
         common = {name: value for name, value in config_values(arguments).items() if name not in _OF_ONE_RUN}
         if common["data_seed"] is None:
             common["data_seed"] = seeds[0]  # the same validation photos, and so the same cached features, for every seed
+        if flags.preset == "demo":
+            common["report"] = False
+            logger.info(
+                "The runs of a demo study get no reports of their own, which would take most of its time; build_report(DIR) writes one."
+            )
         study = Study(
             Path(str(arguments.training.output_dir)),
             self.cells(arguments),

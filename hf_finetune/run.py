@@ -76,7 +76,7 @@ class Run:
             f"macro F1 {test['macro_f1']:.4f}.",
             f"Trained {cost['trainable_parameters']:,} of {cost['total_parameters']:,} parameters in {cost['runtime_s']:.0f} s, "
             f"of which {cost['validation_s']:.0f} s validation; peak memory {cost['peak_memory_bytes'] / 2**20:,.0f} MiB.",
-            f"Report: {self.directory / 'report.html'}   Model: {self.directory / 'model'}",
+            (f"Report: {page}   " if (page := self.directory / "report.html").is_file() else "") + f"Model: {self.directory / 'model'}",
         ]
         return "\n".join(lines + ([f"Pushed: {self.url}"] if self.url else []))
 
@@ -115,7 +115,12 @@ def finetune(arguments: Arguments) -> Run:
     metrics = describe_run(arguments, dataset, facts, trainer, figures, scores, notices)
     directory, url = Path(str(training.output_dir)), None
     if training.should_save:
-        model = save_run(directory, trainer, processor, scores, metrics, dataset)
+        model = save_run(directory, trainer, processor, scores, metrics)
+        if training.report:
+            (directory / "plots").mkdir(exist_ok=True)
+            write_atomically(directory / "plots" / "batch.png", png(batch_plot(first_batch(trainer))))
+            build_report(directory, images=image_finder(dataset))
+        write_card(directory)
         if training.push_to_hub:
             url = push_run(directory, str(training.hub_model_id), private=bool(training.hub_private_repo), token=training.hub_token)
     return Run(directory, metrics, model, processor, dataset, url)
@@ -165,7 +170,6 @@ def build_trainer(
         training.seed,
         data.augmentation_views,
         random_erasing=data.random_erasing,
-        with_seeds=bool(mixing),
     )
     schedule = FreezeSchedule.parse(arguments.model.freeze, training.layer_groups) if arguments.model.adapter == "none" else None
     batch_norm = arguments.model.batch_norm and BatchNormMode(arguments.model.batch_norm)
@@ -256,9 +260,8 @@ def save_run(
     processor: BaseImageProcessor,
     scores: dict[str, Evaluation],
     metrics: dict[str, Any],
-    dataset: DatasetDict,
 ) -> PreTrainedModel:
-    """Write adapter, merged model, metrics, predictions, report and model card; return the merged model in evaluation mode."""
+    """Write adapter, merged model, metrics and predictions; return the merged model in evaluation mode."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if isinstance(model, PeftModel):
         model.save_pretrained(str(directory / "adapter"))
@@ -266,11 +269,7 @@ def save_run(
     save_classifier(model, processor, directory / "model")
     pq.write_table(pa.concat_tables([score.predictions for score in scores.values()]), directory / "predictions.parquet")
     trainer.save_state()
-    (directory / "plots").mkdir(exist_ok=True)
-    write_atomically(directory / "plots" / "batch.png", png(batch_plot(first_batch(trainer))))
     write_atomically(directory / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    build_report(directory, images=image_finder(dataset))
-    write_card(directory)
     return model.eval()
 
 

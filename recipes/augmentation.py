@@ -66,7 +66,7 @@ def main() -> None:
     from hf_finetune.comparison import Comparison
 
     title = "Augmentation and regularisation, alone and together"
-    Comparison("augmentation", title, cells, __doc__, DEFAULTS, DEMO, answer=answer).run()
+    Comparison("augmentation", title, cells, __doc__, DEFAULTS, DEMO, demo_seeds=(0,), answer=answer).run()
 
 
 if __name__ == "__main__":

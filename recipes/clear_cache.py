@@ -1,4 +1,6 @@
-"""Delete what earlier runs kept to be faster: activations of frozen layers, decoded photos. What a run wrote into its own folder stays.
+"""Delete what earlier runs kept to be faster: activations of frozen layers, decoded and drawn photos.
+
+What a run wrote into its own folder stays.
 
 python recipes/clear_cache.py
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from hf_finetune.data.decoded import photo_directory
+from hf_finetune.data.drawn import drawn_directory
 from hf_finetune.data.stored_arrays import GIBIBYTE, clear
 from hf_finetune.training.features import feature_directory
 
@@ -16,7 +19,7 @@ def main() -> None:
     """Delete, and say how much that freed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    for directory in (feature_directory(), photo_directory()):
+    for directory in (feature_directory(), photo_directory(), drawn_directory()):
         print(f"{clear(directory) / GIBIBYTE:.2f} GiB freed in {directory}.")
 
 

@@ -45,6 +45,7 @@ _EVERYDAY = (
     "load_best_model_at_end",
     "metric_for_best_model",
     "logging_steps",
+    "report",
     "report_to",
     "dataloader_num_workers",
     "use_cpu",

@@ -1,15 +1,21 @@
 """The data sets that are drawn on the spot: `drawn_pets` and `drawn_flowers` to fine-tune on, `drawn_shapes` to pretrain on.
 
-They need no network and no files. Every image is drawn from its own random numbers, which depend on the data set, the seed, the split, the
-class and the number of the image, and on nothing else: asking for fewer images gives the first ones of each class, unchanged.
+They need no network; what was drawn once is kept on disk. Every image is drawn from its own random numbers, which depend on the data set,
+the seed, the split, the class and the number of the image, and on nothing else: asking for fewer images gives the first ones of each
+class, unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+import PIL
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
 
@@ -17,7 +23,10 @@ from hf_finetune.data.drawing import image_rng, png
 from hf_finetune.data.drawn_flowers import FLOWERS, draw_flower
 from hf_finetune.data.drawn_pets import BREEDS, draw_pet
 from hf_finetune.data.drawn_shapes import FACTORS, SHAPE_NAMES, SHAPES, draw_shape
+from hf_finetune.data.stored_arrays import cache_root, digest
 from hf_finetune.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SPECIES = ("cat", "dog")
 _SPLITS = ("train", "validation", "test")
@@ -107,8 +116,46 @@ def _features(names: list[str], **more: ClassLabel) -> Features:
     return Features({"image": Image(), "label": ClassLabel(names=names), "image_id": Value("string"), **more})
 
 
-# The last few splits are kept: the cells of a study ask for the same ones again and again.
-@lru_cache(maxsize=6)
+def drawn_directory() -> Path:
+    """Return the folder of the splits that were drawn before."""
+    return cache_root() / "drawn"
+
+
+def _kept(draw: Callable[[int, str, int], Dataset]) -> Callable[[int, str, int], Dataset]:
+    """Let a split be drawn once and read from disk ever after; its file is named by the code that drew it."""
+
+    @lru_cache(maxsize=6)
+    def kept(seed: int, split: str, count: int) -> Dataset:
+        file = drawn_directory() / f"{digest(draw.__name__, str(seed), split, str(count), *_sources())}.arrow"
+        if not file.is_file():
+            drawn = draw(seed, split, count)
+            try:
+                _write(drawn, file)
+            except OSError as error:
+                logger.info("The drawn photos are not kept: %s.", error.strerror)
+                return drawn
+        return Dataset.from_file(str(file))
+
+    return kept
+
+
+def _sources() -> Iterator[str | bytes]:
+    """Yield what decides the pixels: the code of this folder that draws, and the versions of what it draws with."""
+    for name in ("drawing.py", "drawn.py", "drawn_flowers.py", "drawn_pets.py"):
+        yield (Path(__file__).parent / name).read_bytes()
+    yield from (np.__version__, PIL.__version__)
+
+
+def _write(split: Dataset, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(f".{os.getpid()}.part")
+    table = split.data.table
+    with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    draft.replace(file)
+
+
+@_kept
 def _pets(seed: int, split: str, count: int) -> Dataset:
     names = [breed.name for breed in BREEDS]
     columns = _rows("drawn_pets", seed, split, count, len(BREEDS), lambda rng, label: draw_pet(rng, BREEDS[label]))
@@ -117,7 +164,7 @@ def _pets(seed: int, split: str, count: int) -> Dataset:
     return Dataset.from_dict(columns, features=_features(names, label_cat_dog=ClassLabel(names=list(SPECIES))))
 
 
-@lru_cache(maxsize=6)
+@_kept
 def _flowers(seed: int, split: str, count: int) -> Dataset:
     columns = _rows("drawn_flowers", seed, split, count, len(FLOWERS), lambda rng, label: draw_flower(rng, FLOWERS[label]))
     columns["image_id"] = [f"flower_{name}" for name in columns["image_id"]]

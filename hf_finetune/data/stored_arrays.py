@@ -123,8 +123,8 @@ class ArrayStore:
 
 
 def clear(directory: Path) -> int:
-    """Delete the arrays below `directory` and return how many bytes that freed."""
-    files = [*directory.glob("*.npy"), *directory.glob("*.part")]
+    """Delete the arrays and tables in `directory` and return how many bytes that freed."""
+    files = [file for pattern in ("*.npy", "*.arrow", "*.part") for file in directory.glob(pattern)]
     freed = sum(file.stat().st_size for file in files)
     for file in files:
         file.unlink(missing_ok=True)

@@ -79,7 +79,13 @@ def confusion_plot(confusion: IntArray, label_names: Sequence[str], theme: Theme
     for shown, colour in ((diagonal, theme.hit), (~diagonal, theme.miss)):
         cells = np.ma.masked_where(~shown | (confusion == 0), share)
         top = float(cells.max()) if cells.count() else 1.0
-        axes.imshow(cells, cmap=LinearSegmentedColormap.from_list("share", [theme.paper, colour]), vmin=-0.15 * top, vmax=top)
+        axes.imshow(
+            cells,
+            cmap=LinearSegmentedColormap.from_list("share", [theme.paper, colour]),
+            vmin=-0.15 * top,
+            vmax=top,
+            interpolation="nearest",
+        )
     size = 11 if classes <= 12 else 8 if classes <= 50 else 6
     names = [one_line(name, 24) for name in label_names]
     axes.set_xticks(range(classes), names, rotation=45 if classes <= 5 else 90, fontsize=size)
@@ -177,7 +183,7 @@ def batch_plot(photos: Sequence[tuple[np.ndarray, str]], theme: Theme = LIGHT) -
     for axes in grid:
         axes.axis("off")
     for axes, (pixels, caption) in zip(grid, photos, strict=False):
-        axes.imshow(pixels)
+        axes.imshow(pixels, interpolation="nearest")
         axes.set_title("\n".join(one_line(line, 24) for line in caption.splitlines()), fontsize=6, color=theme.muted)
     return figure
 

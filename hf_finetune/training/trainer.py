@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import BaseImageProcessor, EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_finetune.argument_parsing.rates import parse_rates
@@ -106,9 +106,9 @@ class FinetuneTrainer(Trainer):
         eval_dataset: The validation split; selection happens here.
         processor: The checkpoint's image processor; it is saved beside every checkpoint.
         augmentation: Name of the training augmentation, see `hf_finetune.data.augmentation_text`, or a transform that draws the views.
-        mixing: Mixes the photos of a batch; the transform must then draw `with_seeds`.
+        mixing: Mixes the photos of a batch.
         schedule: What trains when; None leaves every parameter as it is, as for LoRA.
-        batch_norm: What BatchNorm does; only with a schedule.
+        batch_norm: What BatchNorm does; with a mode and no schedule everything else trains.
         loss: A callable as `CrossEntropy`; by default cross-entropy with `args.label_smoothing_factor`.
         callbacks: Further callbacks.
     """
@@ -131,8 +131,11 @@ class FinetuneTrainer(Trainer):
         if args.device.type == "cpu":
             keep_freed_memory()
         transform = TrainTransform(processor, augmentation, args.seed) if isinstance(augmentation, str) else augmentation
+        transform.with_seeds |= bool(mixing)
         self.inputs = Inputs(train_dataset, eval_dataset, transform, args, mixed=bool(mixing))
         self.layout = set_layout(model)
+        if schedule is None and batch_norm is not None and batch_norm.mode is not None:
+            schedule = FreezeSchedule.none()
         self.freezer = Freezer(model, schedule, batch_norm) if schedule else None
         self._trained: set[str] = set()
         if self.freezer:
@@ -152,6 +155,8 @@ class FinetuneTrainer(Trainer):
         )
         if schedule is not None and not schedule.constant:
             self.args.dataloader_persistent_workers = False  # they would go on reading what an earlier stage read
+        # a resumed run stops where the uninterrupted one does only if evaluations without an improvement are counted on
+        self.args.restore_callback_states_from_checkpoint |= any(isinstance(one, EarlyStoppingCallback) for one in callbacks or [])
         self.label_names = ["labels"]
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)

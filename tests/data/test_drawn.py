@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
+from hf_finetune.data import drawn
 from hf_finetune.data.digits import digits
 from hf_finetune.data.drawn import drawn_flowers, drawn_pets, drawn_shapes
 from hf_finetune.data.drawn_flowers import FLOWERS
-from hf_finetune.data.drawn_pets import BREEDS
+from hf_finetune.data.drawn_pets import BREEDS, draw_pet
 from hf_finetune.data.drawn_shapes import FACTORS, SHAPE_NAMES
 from hf_finetune.errors import DataError
 
@@ -41,6 +45,31 @@ def pets() -> DatasetDict:
 @pytest.fixture(scope="module")
 def flowers() -> DatasetDict:
     return drawn_flowers(seed=0, n_train=1, n_validation=1, n_test=1)
+
+
+def test_a_split_is_drawn_once_and_read_back_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_finetune.data.drawn.cache_root", lambda: tmp_path / "cache")
+    counted = Counter()
+    monkeypatch.setattr("hf_finetune.data.drawn.draw_pet", lambda *args: (counted.update(["drawn"]), draw_pet(*args))[1])
+    first = drawn_pets(seed=11, n_train=1, n_test=1)
+    assert counted["drawn"] == 74
+    drawn._pets.cache_clear()
+    second = drawn_pets(seed=11, n_train=1, n_test=1)
+    assert counted["drawn"] == 74
+    for split in first:
+        assert bytes_of(first[split]) == bytes_of(second[split])
+        assert first[split].features == second[split].features
+        assert first[split]._fingerprint == second[split]._fingerprint
+    monkeypatch.setattr("hf_finetune.data.drawn._sources", lambda: iter(["other code"]))
+    drawn._pets.cache_clear()
+    drawn_pets(seed=11, n_train=1, n_test=1)
+    assert counted["drawn"] == 148
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("hf_finetune.data.drawn.cache_root", lambda: tmp_path / "file")
+    assert len(drawn_pets(seed=12, n_train=1, n_test=1)["test"]) == 37
 
 
 def test_pets_have_the_splits_columns_and_names_of_the_real_set(pets: DatasetDict) -> None:

@@ -55,7 +55,7 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
             photos["train"],
             photos["validation"],
             processor,
-            augmentation=TrainTransform(processor, augmentation, arguments.seed, views, with_seeds=bool(mixing)),
+            augmentation=TrainTransform(processor, augmentation, arguments.seed, views),
             mixing=mixing,
             schedule=schedule,
             batch_norm=batch_norm,

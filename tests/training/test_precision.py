@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hf_finetune.argument_parsing.checks as checks
-import hf_finetune.arguments as arguments_module
+import hf_finetune.argument_parsing.sections as sections
 from hf_finetune.arguments import FinetuneArguments, config_values, make_arguments
 from hf_finetune.models.classifier import load_classifier, save_classifier
 from hf_finetune.training.precision import computing_dtype, describe, is_convolutional, set_layout
@@ -19,14 +19,14 @@ from tests.builders import LABELS
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that computes in bfloat16."""
-    for module in (checks, arguments_module):
+    for module in (checks, sections):
         monkeypatch.setattr(module, "has_native_bf16", lambda device: True)
 
 
 @pytest.fixture
 def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that does not."""
-    for module in (checks, arguments_module):
+    for module in (checks, sections):
         monkeypatch.setattr(module, "has_native_bf16", lambda device: False)
     monkeypatch.setattr("hf_finetune.training.precision.has_native_bf16", lambda device: False)
 

@@ -171,11 +171,12 @@ def test_optimizers(settings: dict[str, Any], kind: type, options: dict[str, Any
 
 
 def test_training_stops_early_and_ends_with_the_best(make_trainer) -> None:
-    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    trainer = make_trainer("vit", num_train_epochs=9, learning_rate=1e-12, callbacks=[EarlyStoppingCallback(2)], **settings)
-    trainer.train()
-    assert trainer.state.epoch == 3
-    assert trainer.state.best_global_step == 5
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "save_total_limit": None}
+    for checkpoint in (None, "checkpoint-10"):
+        trainer = make_trainer("vit", num_train_epochs=9, learning_rate=1e-12, callbacks=[EarlyStoppingCallback(2)], **settings)
+        trainer.train(resume_from_checkpoint=checkpoint and str(Path(trainer.args.output_dir) / checkpoint))
+        assert trainer.state.epoch == 3
+        assert trainer.state.best_global_step == 5
 
 
 @pytest.mark.parametrize(
