@@ -31,14 +31,19 @@ def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
 
     model, _ = load_classifier(arguments.model.model, ["a", "b"], revision=arguments.model.model_revision)
     groups = len(layer_groups(model, arguments.training.layer_groups)) - 1
-    half, epochs = -(-groups // 2), arguments.training.num_train_epochs
-    every = max(1, int(epochs) // groups)  # so that the whole network trains before the end where the epochs allow it
+    half, epochs = -(-groups // 2), max(1, int(arguments.training.num_train_epochs))
+
+    def gradual(stop: int) -> str:
+        every = max(1, (epochs - 1) // max(stop - 1, 1))
+        start = max(1, stop - (epochs - 1) // every)  # above 1 where there are too few epochs to begin with one and end with all
+        return f"gradual:start={start},every={every},stop={stop}"
+
     return {
         "together_all": {"freeze": f"last:{groups}"},
         "together_half": {"freeze": f"last:{half}"},
-        "gradual_all": {"freeze": f"gradual:start=1,every={every}"},
-        "gradual_half": {"freeze": f"gradual:start=1,every={every},stop={half}"},
-        "gradual_all_warmup": {"freeze": f"gradual:start=1,every={every}", "unfreeze_warmup": 10},
+        "gradual_all": {"freeze": gradual(groups)},
+        "gradual_half": {"freeze": gradual(half)},
+        "gradual_all_warmup": {"freeze": gradual(groups), "unfreeze_warmup": 10},
         "head_then_all": {"freeze": f"head_then_all:epochs={max(1, round(epochs / 4))}"},
     }
 

@@ -15,6 +15,7 @@ from hf_finetune.argument_parsing.study_flags import StudyFlags
 from hf_finetune.arguments import config_values, make_arguments, parse_arguments
 from hf_finetune.comparison import Comparison, published_command
 from hf_finetune.errors import ConfigError
+from hf_finetune.models.classifier import load_classifier
 from hf_finetune.models.freezing import FreezeSchedule
 from hf_finetune.reporting.intervals import Interval
 from hf_finetune.reporting.study import CellResult
@@ -61,6 +62,21 @@ def test_the_answer_names_the_cell_that_validation_chose(recipe: ModuleType, tmp
         )
     else:
         assert f"Chosen on validation: **{others[0]}**" in said
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 5, 12, 30])
+def test_gradual_cells_end_with_the_layers_of_strategy_1(epochs: int, tmp_path: Path) -> None:
+    recipe = importlib.import_module("recipes.gradual_unfreezing")
+    flags = ["--preset", "demo", "--num_train_epochs", str(epochs), "--output_dir", str(tmp_path)]
+    arguments = parse_arguments(flags, recipe="x", defaults=recipe.DEFAULTS, demo=recipe.DEMO)
+    cells = recipe.cells(arguments)
+    model, _ = load_classifier("tiny_resnet", ["a", "b"])
+    last = {name: FreezeSchedule.parse(cells[name]["freeze"], "stage").trainable(model, epochs - 1) for name in cells}
+    assert last["gradual_all"] == last["gradual_all_warmup"] == last["together_all"] == {name for name, _ in model.named_parameters()}
+    assert last["gradual_half"] == last["together_half"]
+    if epochs >= 4:
+        first = FreezeSchedule.parse(cells["gradual_half"]["freeze"], "stage").trainable(model, 0)
+        assert first < last["gradual_half"]
 
 
 def test_the_stopping_rule_waits_for_two_cells_without_an_improvement() -> None:
