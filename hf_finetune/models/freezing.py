@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_finetune.errors import ModelError
-from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, batchnorm_modules, require_batchnorm
+from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, batchnorm_modules, recalibrate, require_batchnorm
 from hf_finetune.models.freeze_text import FreezeSettings, parse_freeze
 from hf_finetune.models.layers import layer_groups
 from hf_finetune.models.names import head_names, unwrap_peft
@@ -165,9 +166,22 @@ class Freezer:
                 parameter.grad = None  # a frozen parameter is not moved by the gradient of its last step
         return trained
 
-    def recalibrated(self) -> list[nn.Module]:
-        """Return the BatchNorm whose statistics are to be estimated anew, once, before training."""
-        return [self.norms[name] for name in sorted(self.held)] if self.policy.mode is BatchNormMode.RECALIBRATE else []
+    def recalibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> tuple[int, int]:
+        """Estimate the statistics of the held BatchNorm anew where the policy says so, once, before training.
+
+        Args:
+            batches: Gives pixel values [B, 3, H, W]; not called where there is nothing to estimate.
+
+        Returns:
+            The number of BatchNorm layers and of photos.
+        """
+        if self.policy.mode is not BatchNormMode.RECALIBRATE:
+            return 0, 0
+        held, self.held = self.held, set()  # for now they follow the batches
+        try:
+            return len(held), recalibrate(self.model, [self.norms[name] for name in sorted(held)], batches())
+        finally:
+            self.held = held
 
     def stages(self, last_epoch: int) -> list[tuple[int, set[str]]]:
         """Return the epochs up to `last_epoch` in which what trains changes, the first one included, each with the names of what trains."""

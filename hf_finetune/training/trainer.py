@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import datasets
@@ -22,7 +22,7 @@ from hf_finetune.argument_parsing.rates import parse_rates
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.mixing import BatchMixing
 from hf_finetune.data.transforms import TrainTransform
-from hf_finetune.models.batchnorm import BatchNormPolicy, recalibrate
+from hf_finetune.models.batchnorm import BatchNormPolicy
 from hf_finetune.models.classifier import quiet
 from hf_finetune.models.freezing import Freezer, FreezeSchedule
 from hf_finetune.models.layers import group_table
@@ -226,11 +226,17 @@ class FinetuneTrainer(Trainer):
 
     def _recalibrate(self) -> None:
         """Estimate the statistics of BatchNorm on the training photos, where the policy says so; every process does all of it alike."""
-        if self.freezer and (norms := self.freezer.recalibrated()):
-            loader = DataLoader(self.inputs.rows(self.inputs.photos["train"]), batch_size=self.args.eval_batch_size, collate_fn=Collate())
+
+        def batches() -> Iterator[torch.Tensor]:
+            rows = self.inputs.rows(self.inputs.photos["train"])
+            for batch in DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=Collate()):
+                yield batch["pixel_values"].to(self.args.device)
+
+        if self.freezer:
             with self.inputs.autocast():
-                photos = recalibrate(self.freezer.model, norms, (batch["pixel_values"].to(self.args.device) for batch in loader))
-            logger.info("BatchNorm: mean and variance of %d layers estimated anew on %d training photos.", len(norms), photos)
+                norms, photos = self.freezer.recalibrate(batches)
+            if norms:
+                logger.info("BatchNorm: mean and variance of %d layers estimated anew on %d training photos.", norms, photos)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the average of the weights, where there is one."""

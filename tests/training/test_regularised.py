@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_finetune.data.mixing import BatchMixing
 from hf_finetune.errors import ConfigError, ModelError
-from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, batchnorm_modules
+from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, batchnorm_modules, recalibrate
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.models.freezing import FreezeSchedule
 from hf_finetune.training.lr_finder import propose, range_test, smooth
@@ -218,6 +218,21 @@ def test_policies_in_training(mode: BatchNormMode, make_trainer) -> None:
     assert moved == moves
     # what follows no batch can be computed once
     assert (trainer.features is not None) == (mode in (BatchNormMode.FROZEN, BatchNormMode.RECALIBRATE))
+
+
+@pytest.mark.parametrize("schedule", [FreezeSchedule.head(), FreezeSchedule.none()])
+def test_recalibrated_statistics_are_those_of_the_training_photos(schedule: FreezeSchedule, make_trainer) -> None:
+    trainer = make_trainer("timm_resnet", schedule=schedule, batch_norm=BatchNormPolicy(BatchNormMode.RECALIBRATE))
+    expected = copy.deepcopy(trainer.model)
+    for norm in batchnorm_modules(expected).values():
+        norm._forward_pre_hooks.clear()
+    views = trainer.inputs.photos["train"].with_transform(trainer.inputs.evaluation)
+    recalibrate(expected, batchnorm_modules(expected).values(), [torch.stack([views[row]["pixel_values"] for row in range(40)])])
+    trainer.train()
+    for (name, norm), wanted in zip(batchnorm_modules(trainer.model).items(), batchnorm_modules(expected).values(), strict=True):
+        torch.testing.assert_close(norm.running_mean, wanted.running_mean, msg=name)
+        torch.testing.assert_close(norm.running_var, wanted.running_var, msg=name)
+        assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))
 
 
 def test_recalibration_is_not_repeated_on_resume(make_trainer) -> None:
