@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -71,6 +72,7 @@ class Comparison:
         arguments = parse_arguments(
             argv, recipe=self.recipe, defaults=self.defaults, demo=self.demo, description=self.description, study=flags
         )
+        _refuse(flags, arguments)
         if flags.study:
             return self._study(arguments, flags, argv)
         from hf_finetune.run import run_once  # the heavy imports, which a study leaves to its runs
@@ -85,7 +87,7 @@ class Comparison:
         seeds = flags.seeds or (self.demo_seeds if flags.preset == "demo" else self.seeds)
         common = {name: value for name, value in config_values(arguments).items() if name not in _OF_ONE_RUN}
         if common["data_seed"] is None:
-            common["data_seed"] = seeds[0]  # the same validation photos, and so the same cached features, for every seed
+            common["data_seed"] = self.seeds[0]  # the same validation photos, and so the same cached features, for every seed
         if flags.preset == "demo":
             common["report"] = False
             logger.info(
@@ -110,10 +112,46 @@ class Comparison:
         logger.info("\n%s\nPage: %s   Plot: %s", page.read_text(encoding="utf-8").split("\n![", 1)[0], page, page.with_suffix(".png"))
 
 
+def _refuse(flags: StudyFlags, arguments: Arguments) -> None:
+    """Raise `ConfigError` for flags that would have no effect, or the wrong one."""
+    training = arguments.training
+    if not flags.study:
+        given = [name for name, value in (("--seeds", flags.seeds), ("--cells", flags.cells)) if value is not None]
+        problems = [f"{name} has no effect without --study; add it or leave the first out." for name in given]
+    else:
+        wrong = {
+            "--lr_finder": training.lr_finder,
+            "--push_to_hub": training.push_to_hub,
+            "--resume_from_checkpoint": training.resume_from_checkpoint is not None,
+            "--overwrite_output_dir": training.overwrite_output_dir,
+        }
+        problems = [
+            f"{name} is of one run and --study makes many; leave one of them out. A study goes on by itself."
+            for name in wrong
+            if wrong[name]
+        ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def published_command(recipe: str, argv: Sequence[str]) -> str:
-    """Return the command for a page; of a path on this machine only the last part."""
-    words = [Path(word).name if os.sep in word and Path(word).exists() else word for word in argv]
-    return shlex.join(["python", f"recipes/{recipe}.py", *words])
+    """Return the command for a page; of a whole path on this machine only the last part."""
+
+    def shortened(word: str) -> str:
+        flag, equals, value = word.partition("=")
+        if equals and os.path.isabs(value):
+            return f"{flag}={Path(value).name}"
+        return Path(word).name if os.path.isabs(word) else word
+
+    return shlex.join(["python", f"recipes/{recipe}.py", *map(shortened, argv)])
+
+
+def _end_with_the_study() -> None:
+    """Leave this process when the study's own is gone: two runs would write into one folder when the study goes on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_apart(settings: dict[str, Any]) -> None:
@@ -134,6 +172,7 @@ def _run_apart(settings: dict[str, Any]) -> None:
 
 
 def _run_one(settings: dict[str, Any]) -> None:
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
     from hf_finetune.run import run_once
 
     logger.info("%s", run_once(make_arguments(**settings)))

@@ -191,10 +191,11 @@ def build_trainer(
 def without_push(arguments: FinetuneArguments) -> FinetuneArguments:
     """Return a copy for the Trainer that neither holds the token nor pushes.
 
-    The Trainer would pickle the token into every checkpoint, and push on its own before the report exists.
+    The Trainer would pickle the token into every checkpoint, and push on its own before the report exists. Nor does it get `data_seed`,
+    which here cuts the splits: with it the photos would come in the same order whatever the seed.
     """
     quiet = copy.copy(arguments)
-    quiet.hub_token, quiet.push_to_hub = None, False
+    quiet.hub_token, quiet.push_to_hub, quiet.data_seed = None, False, None
     return quiet
 
 

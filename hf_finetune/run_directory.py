@@ -15,7 +15,9 @@ from hf_finetune.errors import ConfigError, listed
 logger = logging.getLogger(__name__)
 
 # all that a run writes; nothing else in the folder is ever removed
+_RANGE_TEST = ("lr_finder.png", "lr_finder.json")  # a training may follow in the same folder
 _WRITTEN = (
+    *_RANGE_TEST,
     "config.yaml",
     "metrics.json",
     "predictions.parquet",
@@ -85,7 +87,7 @@ def check_directory(arguments: Arguments) -> None:
         raise ConfigError(f"--output_dir: {existing} is a file. Give a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"--output_dir: {existing} cannot be written to. Give another folder, or change its permissions.")
-    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    found = sorted(path.name for path in directory.iterdir() if path.name not in _RANGE_TEST) if directory.is_dir() else []
     wanted = training.overwrite_output_dir or training.resume_from_checkpoint is not None
     if wanted and found and not _is_run(directory):
         raise ConfigError(

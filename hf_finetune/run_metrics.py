@@ -55,7 +55,7 @@ def environment(trainer: FinetuneTrainer) -> dict[str, Any]:
 def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from_step: int, train_images: int) -> dict[str, Any]:
     """Return time, throughput, memory and parameter counts; times are seconds of this process.
 
-    `runtime_s` holds what the feature cache took to compute, `feature_cache` says how much of it that was.
+    `runtime_s` holds what the feature cache took, `caching_s` says how much of it that was.
     """
     validation = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history if entry["step"] >= resumed_from_step)
     features = trainer.features.summary() if trainer.features else None
@@ -70,6 +70,7 @@ def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
         "feature_cache": features,
+        "caching_s": trainer.inputs.caching_seconds,
         "resumed_from_step": resumed_from_step,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint).name if trainer.state.best_model_checkpoint else None,
         "stages": stages(trainer),

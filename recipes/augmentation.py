@@ -23,11 +23,12 @@ DEFAULTS = {
 }
 DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet", "max_train_samples": 740, "num_train_epochs": 4.0}
 L2 = {"weight_decay": 0.1}
+NOTHING = {"augmentation": "none", "random_erasing": 0.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "weight_decay": 0.0}
 
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return each part alone, then combinations."""
-    return {
+    compared: dict[str, dict[str, Any]] = {
         "nothing": {},
         "flip": {"augmentation": "flip"},
         "rotation": {"augmentation": "rotation"},
@@ -42,6 +43,7 @@ def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
         "trivialaugment": {"augmentation": "trivialaugment"},
         "everything": {"augmentation": "medium", "random_erasing": 0.25, "mixup_alpha": 0.2, "cutmix_alpha": 1.0, **L2},
     }
+    return {name: {**NOTHING, **settings} for name, settings in compared.items()}
 
 
 def answer(results: Sequence[Any]) -> list[str]:

@@ -28,8 +28,8 @@ MODES = ("train", "frozen", "statistics_only", "affine_only", "recalibrate")
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return every policy with the rest of the network trained, then with it frozen."""
-    trained = {f"all_{mode}": {"batch_norm": mode, "freeze": "none"} for mode in MODES}
-    return trained | {f"head_{mode}": {"batch_norm": mode, "freeze": "head"} for mode in MODES}
+    trained = {f"all_{mode}": {"batch_norm": mode, "batch_norm_scope": "all", "freeze": "none"} for mode in MODES}
+    return trained | {f"head_{mode}": {"batch_norm": mode, "batch_norm_scope": "all", "freeze": "head"} for mode in MODES}
 
 
 def answer(results: Sequence[Any]) -> list[str]:

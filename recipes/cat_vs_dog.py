@@ -27,14 +27,15 @@ DEFAULTS = {
 DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet"}
 # in real photos and in the drawn ones of the demo, which are smaller
 SIZES, DEMO_SIZES = (224, 192, 160, 128, 96, 64, 32), (64, 48, 32, 24, 16)
+ADAM = {"optim": "adam", "learning_rate": 3e-3}
 NAG = {"optim": "nag", "learning_rate": 3e-2}  # a plain gradient needs a larger rate than Adam, which divides by its size
 
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return both optimizers at the largest size, then Adam at smaller ones."""
     largest, *smaller = DEMO_SIZES if arguments.model.model.startswith("tiny_") else SIZES
-    found = {f"adam_{largest}px": {"image_size": largest}, f"nag_{largest}px": {"image_size": largest, **NAG}}
-    return found | {f"adam_{size}px": {"image_size": size} for size in smaller}
+    found = {f"adam_{largest}px": {"image_size": largest, **ADAM}, f"nag_{largest}px": {"image_size": largest, **NAG}}
+    return found | {f"adam_{size}px": {"image_size": size, **ADAM} for size in smaller}
 
 
 def answer(results: Sequence[Any]) -> list[str]:
@@ -46,8 +47,8 @@ def answer(results: Sequence[Any]) -> list[str]:
     lost = next((index for index, other in enumerate(sizes) if other.verdict == "worse"), len(sizes))
     if lost:
         smallest = sizes[lost - 1]
-        share = smallest.training_seconds / max(first.training_seconds, 1e-9)
-        said.append(f"The smallest photos before a loss is shown are those of {smallest.name}, in {share:.2f} times the training time.")
+        times = " against ".join(f"{one.training_seconds + one.caching_seconds:.0f} s" for one in (smallest, first))
+        said.append(f"The smallest photos before a loss is shown are those of {smallest.name}, in {times} with the features computed.")
     if lost < len(sizes):
         low, high = (100 * value for value in sizes[lost].difference)
         said.append(f"With {sizes[lost].name} accuracy is lost ({low:+.1f} to {high:+.1f} points).")

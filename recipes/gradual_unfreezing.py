@@ -38,7 +38,7 @@ def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
         start = max(1, stop - (epochs - 1) // every)  # above 1 where there are too few epochs to begin with one and end with all
         return f"gradual:start={start},every={every},stop={stop}"
 
-    return {
+    compared: dict[str, dict[str, Any]] = {
         "together_all": {"freeze": f"last:{groups}"},
         "together_half": {"freeze": f"last:{half}"},
         "gradual_all": {"freeze": gradual(groups)},
@@ -46,6 +46,7 @@ def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
         "gradual_all_warmup": {"freeze": gradual(groups), "unfreeze_warmup": 10},
         "head_then_all": {"freeze": f"head_then_all:epochs={max(1, round(epochs / 4))}"},
     }
+    return {name: {"unfreeze_warmup": 0, **settings} for name, settings in compared.items()}
 
 
 def answer(results: Sequence[Any]) -> list[str]:

@@ -46,9 +46,9 @@ def answer(results: Sequence[Any]) -> list[str]:
     """Say how many layers are worth it."""
     from hf_finetune.reporting.study import choice
 
-    end = f"The study ended after {results[-1].name}: "
-    rule = f"the last {PATIENCE} cells were not better on validation." if enough(results) else "there are no more layers to unfreeze."
-    return [choice(results), "", end + rule]
+    if not enough(results):
+        return [choice(results)]
+    return [choice(results), "", f"The study ended after {results[-1].name}: the last {PATIENCE} cells were not better on validation."]
 
 
 def main() -> None:

@@ -5,8 +5,8 @@
     accelerate launch recipes/learning_rates.py --layer_lr_decay 0.75 --head_lr 1e-2
     python recipes/learning_rates.py --study                                   # one rate, a faster head, layer-wise decay, schedules
 
-The question: what do different rates, or different schedules, for different layers bring when everything is fine-tuned? All cells share
-`--learning_rate`, the rate of the backbone's last layer.
+The question: what do different rates, or different schedules, for different layers bring when everything is fine-tuned? All cells begin
+from one `--learning_rate`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,9 @@ DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet", "max_train_
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return the compared rates."""
     rate = arguments.training.learning_rate
-    return {
+    plain = {"head_lr": None, "backbone_lr": None, "layer_lr_decay": 1.0, "group_lr": None, "freeze": "none", "unfreeze_warmup": 0}
+    plain |= {"lr_scheduler_type": "cosine"}
+    compared = {
         "one_rate": {},
         "head_10x": {"head_lr": 10 * rate},
         "backbone_tenth": {"backbone_lr": rate / 10, "head_lr": 10 * rate},
@@ -30,6 +32,7 @@ def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
         "constant": {"lr_scheduler_type": "constant_with_warmup", "head_lr": 10 * rate},
         "warmup_by_layer": {"freeze": "gradual:start=1,every=1", "unfreeze_warmup": 10, "head_lr": 10 * rate},
     }
+    return {name: {**plain, **settings} for name, settings in compared.items()}
 
 
 def answer(results: Sequence[Any]) -> list[str]:

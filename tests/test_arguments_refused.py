@@ -236,6 +236,47 @@ CONTRADICTIONS = {
         "--freeze last:2 and --adapter lora exclude each other: give --adapter none to train a part of the network, "
         "or --freeze none to train with LoRA.",
     ),
+    "BatchNorm of nothing frozen": (
+        ["--batch_norm", "frozen", "--batch_norm_scope", "frozen"],
+        "--batch_norm_scope frozen rules nothing with --freeze none (the default), which freezes nothing; leave it out.",
+    ),
+    "BatchNorm twice": (
+        ["--batch_norm", "frozen", "--freeze", "batch_norm_only"],
+        "--batch_norm frozen and --freeze batch_norm_only both say what BatchNorm does; give one of them.",
+    ),
+    "BatchNorm with LoRA": (
+        ["--batch_norm", "frozen", "--adapter", "lora"],
+        "--batch_norm frozen and --adapter lora exclude each other: an adapter does not save BatchNorm, so it is frozen; leave "
+        "--batch_norm out.",
+    ),
+    "a scope of nothing": (
+        ["--batch_norm_scope", "frozen"],
+        "--batch_norm_scope frozen has no effect without --batch_norm frozen; add it or leave the first out.",
+    ),
+    "a warm-up of nothing": (
+        ["--unfreeze_warmup", "4"],
+        "--unfreeze_warmup 4 has no effect with --freeze none (the default), which unfreezes nothing after the first epoch; leave it out.",
+    ),
+    "an average of parts": (
+        ["--ema_decay", "0.9", "--fsdp", "full_shard"],
+        "--ema_decay 0.9 needs whole weights in every process, not --fsdp full_shard; leave one out.",
+    ),
+    "a range test resumed": (
+        ["--lr_finder", "--resume_from_checkpoint", "last"],
+        "--lr_finder and --resume_from_checkpoint last exclude each other: the range test leaves no model behind.",
+    ),
+    "momentum misspelt": (
+        ["--optim", "nag", "--optim_args", "mom=0.5"],
+        "--optim_args must be momentum=NUMBER with a number between 0 and 1 for --optim nag, not 'mom=0.5'.",
+    ),
+    "options of Adam": (
+        ["--optim", "adam", "--optim_args", "x=1"],
+        "--optim_args x=1 has no effect with --optim adam; give --adam_beta1 and the like.",
+    ),
+    "early stopping without the best": (
+        ["--early_stopping_patience", "2", "--no_load_best_model_at_end"],
+        "--early_stopping_patience 2 has no effect without --load_best_model_at_end; add it or leave the first out.",
+    ),
     "views of nothing": (
         ["--augmentation", "none", "--augmentation_views", "4"],
         "--augmentation_views 4 has no effect with --augmentation none; leave one of them out.",

@@ -72,7 +72,21 @@ def contradictions(settings: Settings, rejected: Set[str] = frozenset()) -> list
         settings: All settings.
         rejected: Settings whose value is not the one that was meant; nothing is said of them.
     """
-    checks = (_adapter, _batch_norm, _views, _columns, _duration, _best_model, _average, _directory, _hub, _finder, _needs, _precision)
+    checks = (
+        _adapter,
+        _batch_norm,
+        _views,
+        _columns,
+        _duration,
+        _best_model,
+        _average,
+        _directory,
+        _hub,
+        _finder,
+        _optimizer,
+        _needs,
+        _precision,
+    )
     return [sentence for check in checks for names, sentence in check(settings) if rejected.isdisjoint(names)]
 
 
@@ -97,6 +111,16 @@ def _batch_norm(settings: Settings) -> _Found:
             ("adapter", "batch_norm"),
             f"{settings.said('batch_norm')} and {settings.said('adapter')} exclude each other: an adapter does not save BatchNorm, "
             f"so it is frozen; leave {settings.sources['batch_norm'].name('batch_norm')} out.",
+        )
+    if settings["batch_norm"] and settings["batch_norm_scope"] == "frozen" and settings["freeze"] == "none":
+        yield (
+            ("batch_norm_scope", "freeze"),
+            f"{settings.said('batch_norm_scope')} rules nothing with {settings.said('freeze')}, which freezes nothing; leave it out.",
+        )
+    if settings["batch_norm"] and settings["freeze"] == "batch_norm_only":
+        yield (
+            ("batch_norm", "freeze"),
+            f"{settings.said('batch_norm')} and {settings.said('freeze')} both say what BatchNorm does; give one of them.",
         )
     if settings["unfreeze_warmup"] and not settings["freeze"].startswith(("gradual", "head_then_all")):
         yield (
@@ -167,11 +191,17 @@ def _finder(settings: Settings) -> _Found:
                 names,
                 f"{settings.said('lr_finder')} and {settings.said(other)} exclude each other: the range test leaves no model behind.",
             )
+
+
+def _optimizer(settings: Settings) -> _Found:
+    names = ("optim", "optim_args")
     if settings["optim"] == "nag":
         try:
             parse_momentum(settings["optim_args"])
         except ConfigError as error:
-            yield ("optim", "optim_args"), f"{settings.sources['optim_args'].name('optim_args')} {error}"
+            yield names, f"{settings.sources['optim_args'].name('optim_args')} {error}"
+    if settings["optim"] == "adam" and settings["optim_args"]:
+        yield names, f"{settings.said('optim_args')} has no effect with {settings.said('optim')}; give --adam_beta1 and the like."
 
 
 def _needs(settings: Settings) -> _Found:

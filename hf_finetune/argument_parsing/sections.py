@@ -146,7 +146,7 @@ class FinetuneArguments(TrainingArguments):
     group_lr: str | None = _setting(None, "Peak learning rates of layer groups by a part of their name: layer4=1e-4,layer3=3e-5.")
     layer_groups: str = _setting(
         "block",
-        "What a layer group is, for freezing and for learning rates: a block, or a stage of all blocks of one resolution.",
+        "What a layer group is, for freezing and for learning rates: a block, or a stage of blocks where the network has stages.",
         ("block", "stage"),
     )
     unfreeze_warmup: int = _setting(0, "Steps over which the rate of a layer group rises when it is unfrozen after the first epoch.")
@@ -183,7 +183,8 @@ class FinetuneArguments(TrainingArguments):
         4.0, "GiB on disk for activations of a frozen part, which are computed once for all epochs and runs; 0 computes them every time."
     )
     image_cache_gb: float = _setting(
-        4.0, "GiB on disk for training photos, decoded once for all epochs and runs; 0 decodes them in every epoch."
+        4.0,
+        "GiB on disk for training photos that are cropped at random, decoded once for all epochs and runs; 0 decodes them in every epoch.",
     )
     dataloader_num_workers: int = _setting(
         -1, "Processes that load photos; -1 chooses: none beside training on a CPU, which needs all cores, up to 8 beside a GPU."

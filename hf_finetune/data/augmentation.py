@@ -1,7 +1,8 @@
 """Random views: what is drawn for a photo, and what that makes of it, as two steps, so that photos can be worked on in several threads.
 
 torchvision draws from the one global generator of the process. All draws therefore happen under a lock, with that generator seeded for
-the photo and given back as it was; what has been drawn is then applied outside the lock.
+the photo and given back as it was; crops, flips and rotations that have been drawn are then applied outside the lock. The policies of
+torchvision draw while they apply, so they stay inside it.
 """
 
 from __future__ import annotations

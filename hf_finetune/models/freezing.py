@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,9 @@ from hf_finetune.models.layers import layer_groups
 from hf_finetune.models.names import head_names, unwrap_peft
 
 __all__ = ["FreezeSchedule", "head_names", "head_parameter_names", "head_parameters"]
+
+
+_FREEZERS: weakref.WeakKeyDictionary[nn.Module, Freezer] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,11 @@ class Freezer:
             require_batchnorm(model, f"--batch_norm {self.policy.mode.value}")
         self.norms = batchnorm_modules(model)
         self.held: set[str] = set()
-        self._hooks = [norm.register_forward_pre_hook(self._hold(name)) for name, norm in self.norms.items()]
+        if earlier := _FREEZERS.get(model):
+            earlier.remove()  # one freezer at a time says what is held
+        _FREEZERS[model] = self
+        hooks = {name: functools.partial(_stay_in_eval, name=name, held=self.held) for name in self.norms}
+        self._hooks = [norm.register_forward_pre_hook(hooks[name]) for name, norm in self.norms.items()]
 
     def trainable(self, epoch: int) -> set[str]:
         """Return the names of the parameters that train in `epoch`, counted from 0.
@@ -159,7 +168,8 @@ class Freezer:
     def apply(self, epoch: int) -> set[str]:
         """Let what trains in `epoch`, and nothing else, require a gradient; hold BatchNorm that does not move; return what trains."""
         scheduled = self.schedule.trainable(self.model, epoch)
-        trained, self.held = self.policy.trained(self.norms, scheduled), self.policy.held(self.norms, scheduled)
+        trained = self.policy.trained(self.norms, scheduled)
+        self._hold(self.policy.held(self.norms, scheduled))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
             if name not in trained:
@@ -177,11 +187,12 @@ class Freezer:
         """
         if self.policy.mode is not BatchNormMode.RECALIBRATE:
             return 0, 0
-        held, self.held = self.held, set()  # for now they follow the batches
+        held = set(self.held)
+        self._hold(set())  # for now they follow the batches
         try:
             return len(held), recalibrate(self.model, [self.norms[name] for name in sorted(held)], batches())
         finally:
-            self.held = held
+            self._hold(held)
 
     def stages(self, last_epoch: int) -> list[tuple[int, set[str]]]:
         """Return the epochs up to `last_epoch` in which what trains changes, the first one included, each with the names of what trains."""
@@ -204,12 +215,14 @@ class Freezer:
         for hook in self._hooks:
             hook.remove()
 
-    def _hold(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def stay_in_eval(module: nn.Module, _inputs: Any) -> None:
-            if module.training and name in self.held:
-                module.eval()
+    def _hold(self, names: set[str]) -> None:
+        self.held.clear()  # the same set all along, which the hooks look into
+        self.held.update(names)
 
-        return stay_in_eval
+
+def _stay_in_eval(module: nn.Module, _inputs: Any, *, name: str, held: set[str]) -> None:
+    if module.training and name in held:
+        module.eval()
 
 
 def freeze(model: nn.Module, schedule: FreezeSchedule, epoch: int = 0, batch_norm: BatchNormPolicy | None = None) -> Freezer:

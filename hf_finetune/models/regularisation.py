@@ -12,14 +12,14 @@ from hf_finetune.errors import ModelError
 
 # what configurations of transformers call dropout of activations; that of attention weights stays as it is
 _DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "dropout_rate", "classifier_dropout", "classifier_dropout_prob")
-_DROP_PATH = ("drop_path_rate", "stochastic_depth_prob")
+_DROP_PATH = ("drop_path_rate", "drop_connect_rate", "stochastic_depth_prob")
 
 
 def set_regularisation(config: PreTrainedConfig, *, dropout: float | None, drop_path: float | None, name: str) -> None:
     """Set the probabilities of dropout and of stochastic depth (Huang et al. 2016, arXiv:1603.09382) in a configuration.
 
     For a timm net dropout is that before the head (`drop_rate`). Stochastic depth rises from 0 in the first block to `drop_path` in the
-    last, as every network here has it.
+    last in most networks.
 
     Args:
         config: Changed in place, before the model is built.
@@ -38,7 +38,7 @@ def set_regularisation(config: PreTrainedConfig, *, dropout: float | None, drop_
                 raise ModelError(f"--{flag} {value} does not apply to {name!r}: the {config.architecture} of timm has no {in_timm}.")
             config.model_args = {**(config.model_args or {}), in_timm: value}
             continue
-        found = [key for key in own if hasattr(config, key)]
+        found = [key for key in own if isinstance(getattr(config, key, None), int | float)]
         if not found:
             raise ModelError(f"--{flag} {value} does not apply to {name!r}: a {config.model_type} has none of {', '.join(own)}.")
         for key in found:

@@ -26,7 +26,7 @@ def render_markdown(run: FinishedRun, findings: Findings, story: Story, plots: S
         _notices(story),
         _plot("Learning curves", "learning_curves.png", plots),
         _stages(story),
-        _plot("A training batch as the model saw it", "batch.png", plots),
+        _plot("Training photos as the model saw them", "batch.png", plots),
         ["## Most confused pairs", _pairs(run, findings)],
         _plot("Confusion matrix", "confusion_matrix.png", plots),
         ["## Worst mistakes", "Wrong predictions, the most confident first.", _worst(run, findings)],

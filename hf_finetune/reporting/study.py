@@ -39,8 +39,10 @@ class CellResult:
         accuracies: On test, one a seed, in [0, 1].
         validation: On validation, one a seed, in [0, 1]; what is chosen is chosen by these.
         interval: 95 % interval of their mean, over seeds and test photos.
-        difference: 95 % interval of the mean minus that of the first cell, paired by seed and photo; None for the first cell itself.
-        training_seconds: Mean over seeds.
+        difference: 95 % interval of the mean minus that of the reference, paired by seed and photo; None for the reference itself, and
+            where the two share no finished seed.
+        training_seconds: Mean over the seeds that were not interrupted, without what the feature cache took.
+        caching_seconds: What the feature cache took in the run that computed it.
         peak_memory_bytes: Highest of the seeds.
         trainable_parameters: Of the last epoch.
     """
@@ -52,8 +54,10 @@ class CellResult:
     interval: Interval
     difference: Interval | None
     training_seconds: float
+    caching_seconds: float
     peak_memory_bytes: float
     trainable_parameters: int
+    is_reference: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -69,7 +73,7 @@ class CellResult:
     def verdict(self) -> str:
         """In words how the cell compares with the first one."""
         if self.difference is None:
-            return "the reference"
+            return "the reference" if self.is_reference else "not compared"
         if self.difference.low > 0:
             return "better"
         return "worse" if self.difference.high < 0 else "no difference shown"
@@ -126,10 +130,7 @@ class Study:
         folder = self.folder(cell, seed)
         if not (folder / "metrics.json").is_file():
             return False
-        made, now = json.loads((folder.parent / "cell.json").read_text(encoding="utf-8")), _plain(self.cells[cell])
-        if made != now:
-            changed = {key: made.get(key) for key in sorted(made.keys() | now.keys()) if made.get(key) != now.get(key)}
-            raise DataError(f"{folder} was made with other settings ({changed}); remove {folder.parent}, or give the study another folder.")
+        self._check_settings(cell)
         return True
 
     def run(self, which: slice | None = None) -> list[CellResult]:
@@ -179,10 +180,11 @@ class Study:
         lines = [f"# {self.title}", ""]
         if found := self.answer(results):
             lines += [*found, ""]
-        lines += [*_table(results), "", *(f"- {sentence(result, results[0])}" for result in results[1:]), ""]
+        lines += [*_table(results), "", *(f"- {sentence(result, results[0])}" for result in results if result.difference is not None), ""]
         if left := [cell for cell in self.cells if cell not in {result.name for result in results}]:
             lines += [f"Not run: {markdown_text(listed(left, 30))}.", ""]
-        lines += ["![Test accuracy of every cell with its 95 % interval](study.png)", "", _METHOD, "", *self._origin(results)]
+        method = _METHOD + (_ONE_SEED if min(len(result.seeds) for result in results) == 1 else "")
+        lines += ["![Test accuracy of every cell with its 95 % interval](study.png)", "", method, "", *self._origin(results)]
         return "\n".join(lines) + "\n"
 
     def _origin(self, results: Sequence[CellResult]) -> list[str]:
@@ -200,7 +202,17 @@ class Study:
         command = ["```bash", self.command, "```", ""] if self.command else []
         return [*command, f"{markdown_text('; '.join(facts))}."]
 
+    def _check_settings(self, cell: str) -> None:
+        file, now = self.directory / cell / "cell.json", _plain(self.cells[cell])
+        made = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else now
+        if made != now:
+            changed = {key: made.get(key) for key in sorted(made.keys() | now.keys()) if made.get(key) != now.get(key)}
+            raise DataError(
+                f"{file.parent} was made with other settings ({changed}); remove {file.parent}, or give the study another folder."
+            )
+
     def _run_one(self, cell: str, seed: int) -> None:
+        self._check_settings(cell)
         folder = self.folder(cell, seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.parent / "cell.json", json.dumps(_plain(self.cells[cell]), indent=1) + "\n")
@@ -215,6 +227,8 @@ class Study:
         right = {seed: _correct(self.folder(cell, seed)) for seed in seeds}
         metrics = [json.loads((self.folder(cell, seed) / "metrics.json").read_text(encoding="utf-8")) for seed in seeds]
         train = [one["train"] for one in metrics]
+        # the time of a resumed run lacks what came before
+        whole = [one for one in train if not one.get("resumed_from_step")] or train
         difference, both = None, [seed for seed in seeds if seed in reference_seeds]
         if cell != reference and both:
             theirs = {seed: _correct(self.folder(reference, seed)) for seed in both}
@@ -226,9 +240,11 @@ class Study:
             validation=tuple(one["validation"]["accuracy"] for one in metrics),
             interval=seeds_and_photos_interval(np.stack([np.array([*hits.values()], float) for hits in right.values()])),
             difference=difference,
-            training_seconds=statistics.fmean(one["runtime_s"] for one in train),
+            training_seconds=statistics.fmean(one["runtime_s"] - one.get("caching_s", 0.0) for one in whole),
+            caching_seconds=max(one.get("caching_s", 0.0) for one in train),
             peak_memory_bytes=max(one["peak_memory_bytes"] for one in train),
             trainable_parameters=train[0]["trainable_parameters"],
+            is_reference=cell == reference,
         )
 
 
@@ -259,7 +275,7 @@ def seeds_and_photos_interval(values: np.ndarray, *, resamples: int = _RESAMPLES
 def sentence(result: CellResult, reference: CellResult) -> str:
     """Return in words how a cell compares with the reference, in accuracy and in time."""
     if result.difference is None:
-        return f"{markdown_text(result.name)} shares no finished seed with {markdown_text(reference.name)}."
+        return f"{markdown_text(result.name)}: {result.verdict}."
     low, high = (f"{100 * value:+.1f}" for value in result.difference)
     change = 100 * (result.accuracy - reference.accuracy)
     ratio = result.training_seconds / max(reference.training_seconds, 1e-9)
@@ -283,8 +299,10 @@ def choice(results: Sequence[CellResult]) -> str:
 _METHOD = (
     "Accuracy is the mean over seeds on the test split, which every run scores once, at its end; what is chosen is chosen on validation. "
     "Intervals are 95 %, from a bootstrap that draws seeds and test photos anew; the comparison is paired by seed and photo. A difference "
-    "whose interval holds 0 is called no difference shown. Training time leaves out loading and scoring the test split."
+    "whose interval holds 0 is called no difference shown. Training time leaves out loading and scoring the test split, and computing the "
+    "features of a frozen part, which the column caching has: the first run computes them, later ones find them."
 )
+_ONE_SEED = " With one seed the intervals are over photos alone: another training may differ by more."
 
 
 def _table(results: Sequence[CellResult]) -> list[str]:
@@ -295,6 +313,7 @@ def _table(results: Sequence[CellResult]) -> list[str]:
         "validation",
         "seeds",
         "training time",
+        "caching",
         "peak memory",
         "trained",
         "against the first",
@@ -307,13 +326,14 @@ def _table(results: Sequence[CellResult]) -> list[str]:
             percent(result.validation_accuracy),
             str(len(result.seeds)),
             duration(result.training_seconds),
+            duration(result.caching_seconds) if result.caching_seconds >= 0.5 else "–",
             size(result.peak_memory_bytes),
             amount(result.trainable_parameters),
             result.verdict,
         )
         for result in results
     ]
-    return markdown_table(header, rows, "lrrrrrrrl")
+    return markdown_table(header, rows, "lrrrrrrrrl")
 
 
 def _csv(results: Sequence[CellResult]) -> str:
@@ -321,7 +341,7 @@ def _csv(results: Sequence[CellResult]) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(
         (
-            *("cell", "seeds", "accuracy", "low", "high", "difference_low", "difference_high", "validation", "training_s"),
+            *("cell", "seeds", "accuracy", "low", "high", "difference_low", "difference_high", "validation", "training_s", "caching_s"),
             *("peak_memory_bytes", "trained"),
         )
     )
@@ -333,6 +353,7 @@ def _csv(results: Sequence[CellResult]) -> str:
             *difference,
             result.validation_accuracy,
             result.training_seconds,
+            result.caching_seconds,
             result.peak_memory_bytes,
         )
         table.writerow((result.name, " ".join(map(str, result.seeds)), *figures, result.trainable_parameters))

@@ -43,6 +43,12 @@ class Inputs:
         self.train = Rows(train.with_transform(transform))
         self.validation = Rows(validation.with_transform(self.evaluation))
         self.features: FeatureCache | None = None
+        self._earlier_seconds = 0.0
+
+    @property
+    def caching_seconds(self) -> float:
+        """Spent so far on computing and reading what is kept of frozen parts, of all stages of a schedule."""
+        return self._earlier_seconds + (self.features.seconds if self.features else 0.0)
 
     @property
     def evaluation(self) -> EvalTransform:
@@ -69,6 +75,7 @@ class Inputs:
         """Let the whole network compute again."""
         if self.features is not None:
             self.features.prefix.detach()
+            self._earlier_seconds += self.features.seconds
             self.features = None
 
     def rows(self, photos: datasets.Dataset) -> Rows:

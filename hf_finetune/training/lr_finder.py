@@ -48,7 +48,7 @@ def range_test(make_trainer: Callable[[FinetuneArguments], FinetuneTrainer], arg
 
     Smith 2017, Cyclical Learning Rates, https://arxiv.org/abs/1506.01186; the exponential form and the rule, a tenth of the rate with the
     lowest smoothed loss, are those of fastai's `lr_find` ("minimum"). All groups rise together, so the ratios of `--head_lr`,
-    `--layer_lr_decay` and `--group_lr` stay. What trains is what trains in the first epoch.
+    `--layer_lr_decay` and `--group_lr` stay. A freezing schedule goes on as it would in the training.
 
     Args:
         make_trainer: Builds a trainer on a fresh model.
@@ -62,7 +62,7 @@ def range_test(make_trainer: Callable[[FinetuneArguments], FinetuneTrainer], arg
     trial.max_steps, trial.logging_steps, trial.logging_first_step = steps, 1, True
     trial.eval_strategy = trial.save_strategy = "no"
     trial.load_best_model_at_end, trial.ema_decay, trial.unfreeze_warmup = False, None, 0
-    trial.report_to = []
+    trial.report_to, trial.early_stopping_patience, trial.logging_nan_inf_filter = [], None, False
     trainer = make_trainer(trial)
     record = _Record()
     trainer.add_callback(record)

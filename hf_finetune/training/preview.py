@@ -1,4 +1,4 @@
-"""Photos of the first training batch as the model sees them: cropped, turned, erased, mixed."""
+"""Training photos as the model sees them in the first epoch: cropped, turned, erased, mixed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hf_finetune.training.trainer import FinetuneTrainer
 
 
 def first_batch(trainer: FinetuneTrainer, photos: int = 16) -> list[tuple[np.ndarray, str]]:
-    """Return some training photos in the views of the first epoch, with their classes.
+    """Return some training photos in the views of the first epoch, mixed among themselves where batches are mixed, with their classes.
 
     Args:
         trainer: Of the training.

@@ -201,6 +201,12 @@ class FinetuneTrainer(Trainer):
             scheduler = self.lr_scheduler = cast(Any, with_unfreeze_warmup(scheduler, starts, own.unfreeze_warmup))
         return scheduler
 
+    def _get_learning_rate(self) -> float:
+        """Return the highest rate of all groups for the log; the Trainer's own is that of the first group, often the slowest."""
+        if self.is_deepspeed_enabled:
+            return super()._get_learning_rate()
+        return max(group["lr"] for group in cast(torch.optim.Optimizer, self.optimizer).param_groups)
+
     def predict_split(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the probabilities [N, C] float32 of the model in evaluation mode for the rows of `dataset`, in their order."""
         output = self.predict(self.inputs.rows(dataset))
@@ -228,8 +234,10 @@ class FinetuneTrainer(Trainer):
         """Estimate the statistics of BatchNorm on the training photos, where the policy says so; every process does all of it alike."""
 
         def batches() -> Iterator[torch.Tensor]:
-            rows = self.inputs.rows(self.inputs.photos["train"])
-            for batch in DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=Collate()):
+            rows, size = self.inputs.rows(self.inputs.photos["train"]), self.args.eval_batch_size
+            # shuffled: in batches of few classes the variance between classes would be lost
+            order = np.random.default_rng(self.args.seed).permutation(len(rows)).tolist()
+            for batch in DataLoader(rows, batch_size=size, sampler=order, collate_fn=Collate(), drop_last=len(rows) % size == 1):
                 yield batch["pixel_values"].to(self.args.device)
 
         if self.freezer:

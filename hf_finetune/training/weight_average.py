@@ -21,7 +21,7 @@ class WeightAverage(TrainerCallback):
     """Keeps the exponential moving average of what trains; every evaluation, the selection and the final model use it.
 
     After step t the average moves to the weights by 1 - min(decay, (1 + t) / (10 + t)), so that a short run is not held back by its first
-    weights; that warm-up is the one of `tf.train.ExponentialMovingAverage`, which timm's `ModelEmaV3` has too. Running statistics of
+    weights; that warm-up is the one of `tf.train.ExponentialMovingAverage`. Running statistics of
     BatchNorm are averaged alike, and counters copied. Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
 
     Args:
@@ -32,13 +32,18 @@ class WeightAverage(TrainerCallback):
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         self.average: dict[str, torch.Tensor] = {}
+        self._names: list[str] = []
         self._training = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Begin from the weights, unless a checkpoint has been loaded."""
+        """Remember what trains now or later, before a schedule freezes it for a while."""
+        self._names = self._names or list(self._live())
+        self._training = True
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Begin from the weights and statistics that the first step begins from, unless a checkpoint has been loaded."""
         if not self.average:
             self.average = {name: tensor.detach().clone() for name, tensor in self._live().items()}
-        self._training = True
 
     @torch.no_grad()
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -51,13 +56,14 @@ class WeightAverage(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Make the average the model."""
-        self._exchange()
+        if self.average:
+            self._exchange()
         self._training = False
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the average in the place of the weights; without effect outside training, when it is there already."""
-        if not self._training:
+        """Put the average in the place of the weights; without effect before the first step, and after training, when it is there."""
+        if not self._training or not self.average:
             yield
             return
         self._exchange()
@@ -81,12 +87,13 @@ class WeightAverage(TrainerCallback):
             raise ModelError(f"{directory} holds no average of the weights ({_FILE}): it was made without --ema_decay; leave that out.")
         device = next(self.model.parameters()).device
         self.average = load_file(file, device=str(device))
+        self._names = list(self.average)
 
     def _live(self) -> dict[str, torch.Tensor]:
         """Return what is averaged: the parameters that train now or later, known from the first step, and the buffers of the state."""
         tensors = {**self.model.state_dict(keep_vars=True)}
-        if self.average:
-            return {name: tensors[name].detach() for name in self.average}
+        if self._names:
+            return {name: tensors[name].detach() for name in self._names}
         return {name: tensor.detach() for name, tensor in tensors.items() if tensor.requires_grad or not isinstance(tensor, nn.Parameter)}
 
     @torch.no_grad()

@@ -126,6 +126,17 @@ def test_a_policy_needs_batchnorm(tmp_path: Path) -> None:
     assert str(error.value) == "--batch_norm frozen does not apply to ViTForImageClassification, which has no BatchNorm."
 
 
+def test_another_freezer_takes_the_place_of_the_first_and_the_model_can_be_pickled(tmp_path: Path) -> None:
+    BUILDERS["timm_resnet"](tmp_path)
+    model, _ = load_classifier(str(tmp_path), LABELS)
+    freeze(model, FreezeSchedule.head())
+    freeze(model, FreezeSchedule.none())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(pickle.loads(pickle.dumps(model)))
+    train(model)
+    assert all(found == {"affine", "statistics"} for found in moved(model, before).values())
+
+
 class OneNorm(nn.Module):
     """A classifier as far as `recalibrate` needs one."""
 

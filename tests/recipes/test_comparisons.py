@@ -31,7 +31,9 @@ def recipe(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def cell(name: str, accuracy: float, validation: float, verdict: Interval | None) -> CellResult:
-    return CellResult(name, (0,), (accuracy,), (validation,), Interval(accuracy - 0.02, accuracy + 0.02), verdict, 10.0, 5e8, 99)
+    return CellResult(
+        name, (0,), (accuracy,), (validation,), Interval(accuracy - 0.02, accuracy + 0.02), verdict, 10.0, 2.0, 5e8, 99, verdict is None
+    )
 
 
 @pytest.mark.parametrize("preset", [["--preset", "demo"], []])
@@ -119,9 +121,28 @@ def test_a_study_needs_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         Comparison("x", "X", lambda arguments: {"a": {}}).run(["--study", "--output_dir", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds", "1"], "--seeds has no effect without --study; add it or leave the first out."),
+        (["--study", "--lr_finder"], "--lr_finder is of one run and --study makes many; leave one of them out. A study goes on by itself."),
+        (
+            ["--study", "--overwrite_output_dir"],
+            "--overwrite_output_dir is of one run and --study makes many; leave one of them out. A study goes on by itself.",
+        ),
+    ],
+)
+def test_flags_that_a_study_cannot_have_or_needs(flags: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        Comparison("x", "X", lambda arguments: {"a": {}}).run([*flags, "--output_dir", str(tmp_path / "new")])
+    assert str(error.value) == message
+
+
 def test_a_published_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:
-    command = published_command("last_layers", ["--dataset", str(tmp_path), "--model", "timm/resnet18.a1_in1k", "--study"])
-    assert command == f"python recipes/last_layers.py --dataset {tmp_path.name} --model timm/resnet18.a1_in1k --study"
+    command = published_command(
+        "last_layers", ["--dataset", str(tmp_path), "--model", "timm/resnet18.a1_in1k", f"--config={tmp_path}/a.yaml"]
+    )
+    assert command == f"python recipes/last_layers.py --dataset {tmp_path.name} --model timm/resnet18.a1_in1k --config=a.yaml"
 
 
 def study(*flags: str, folder: Path) -> subprocess.CompletedProcess[str]:

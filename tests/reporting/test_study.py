@@ -62,6 +62,30 @@ def test_the_table_says_which_cells_differ(tmp_path: Path) -> None:
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_the_reference_nothing_is_compared(tmp_path: Path) -> None:
+    results = Study(tmp_path, CELLS, [0], FakeRuns()).run(slice(1, 3))
+    assert [(result.name, result.verdict) for result in results] == [("all", "not compared"), ("same", "not compared")]
+    page = (tmp_path / "study.md").read_text()
+    assert " against " not in page.partition("![")[0].partition("| --- ")[2]
+    assert "With one seed the intervals are over photos alone" in page
+
+
+def test_training_time_is_that_of_whole_runs_without_caching(tmp_path: Path) -> None:
+    Study(tmp_path, CELLS, [0, 1], FakeRuns()).run()
+    for seed, more in ((0, {"caching_s": 4.0}), (1, {"resumed_from_step": 7, "caching_s": 1.0})):
+        path = tmp_path / "all" / f"seed{seed}" / "metrics.json"
+        metrics = json.loads(path.read_text())
+        path.write_text(json.dumps({**metrics, "train": {**metrics["train"], **more}}))
+    found = Study(tmp_path, CELLS, [0, 1], FakeRuns()).write()[1]
+    assert (found.training_seconds, found.caching_seconds) == (6.0, 4.0)
+
+
+def test_another_seed_with_other_settings_is_refused_too(tmp_path: Path) -> None:
+    Study(tmp_path, CELLS, [0], FakeRuns()).run()
+    with pytest.raises(DataError, match="was made with other settings"):
+        Study(tmp_path, {**CELLS, "head": {"freeze": "last:1"}}, [1], FakeRuns()).run()
+
+
 def test_only_what_is_missing_is_run(tmp_path: Path) -> None:
     first, second = FakeRuns(), FakeRuns()
     Study(tmp_path, CELLS, [0], first).run(slice(0, 2))
@@ -89,7 +113,7 @@ def test_a_cell_whose_settings_changed_is_not_taken_for_finished(tmp_path: Path)
     with pytest.raises(DataError) as error:
         Study(tmp_path, changed, [0], FakeRuns()).run()
     assert str(error.value) == (
-        f"{tmp_path / 'all' / 'seed0'} was made with other settings ({{'freeze': 'none'}}); remove {tmp_path / 'all'}, "
+        f"{tmp_path / 'all'} was made with other settings ({{'freeze': 'none'}}); remove {tmp_path / 'all'}, "
         "or give the study another folder."
     )
 

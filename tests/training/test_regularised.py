@@ -197,7 +197,9 @@ def test_a_network_without_dropout_says_so(checkpoint_of) -> None:
     name = str(checkpoint_of("resnet"))
     with pytest.raises(ModelError) as error:
         load_classifier(name, NAMES, drop_path=0.1)
-    assert str(error.value) == f"--drop_path 0.1 does not apply to {name!r}: a resnet has none of drop_path_rate, stochastic_depth_prob."
+    assert str(error.value) == (
+        f"--drop_path 0.1 does not apply to {name!r}: a resnet has none of drop_path_rate, drop_connect_rate, stochastic_depth_prob."
+    )
 
 
 @pytest.mark.parametrize("mode", BatchNormMode)
@@ -229,9 +231,9 @@ def test_recalibrated_statistics_are_those_of_the_training_photos(schedule: Free
     views = trainer.inputs.photos["train"].with_transform(trainer.inputs.evaluation)
     recalibrate(expected, batchnorm_modules(expected).values(), [torch.stack([views[row]["pixel_values"] for row in range(40)])])
     trainer.train()
-    for (name, norm), wanted in zip(batchnorm_modules(trainer.model).items(), batchnorm_modules(expected).values(), strict=True):
-        torch.testing.assert_close(norm.running_mean, wanted.running_mean, msg=name)
-        torch.testing.assert_close(norm.running_var, wanted.running_var, msg=name)
+    for norm, wanted in zip(batchnorm_modules(trainer.model).values(), batchnorm_modules(expected).values(), strict=True):
+        torch.testing.assert_close(norm.running_mean, wanted.running_mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm.running_var, wanted.running_var, rtol=1e-4, atol=1e-4)
         assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))
 
 
