@@ -22,7 +22,7 @@ from transformers import AutoModelForImageClassification, pipeline
 from hf_finetune.arguments import make_arguments, parse_arguments
 from hf_finetune.errors import ConfigError, FinetuneError, HubError, Interrupted
 from hf_finetune.models.classifier import load_classifier
-from hf_finetune.run import Run, finetune
+from hf_finetune.run import Run, finetune, without_push
 from hf_finetune.run_directory import check_directory, claim_directory, last_checkpoint, resume_checkpoint
 from hf_finetune.training.callbacks import ReadableLog
 from tests.coloured import NAMES
@@ -377,3 +377,10 @@ def test_last_is_the_newest_checkpoint_that_was_written_to_its_end(tmp_path: Pat
     (tmp_path / "checkpoint-30" / "trainer_state.json").write_text("{}")  # --save_only_model: no optimizer to go on with
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
     assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_the_seed_of_the_splits_does_not_fix_the_order_of_the_photos():
+    arguments = make_arguments(dataset="digits", model="tiny_vit", data_seed=3, seed=5, use_cpu=True)
+    handed_over = without_push(arguments.training)
+    assert (handed_over.data_seed, handed_over.seed) == (None, 5)  # the Trainer shuffles by data_seed where there is one
+    assert arguments.training.data_seed == 3
