@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from hf_finetune.reporting.finished_run import Curves
 from hf_finetune.reporting.intervals import Interval
@@ -198,6 +198,7 @@ def range_test_plot(
     if proposal is not None:
         axes.axvline(proposal, color=theme.miss, linewidth=1.2, linestyle=":", label=f"proposed: {proposal:.1e}")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.0e}"))  # png() draws no formulas, which the default ones are
     top = 1.5 * max(smoothed[0], 1e-9)
     axes.set_ylim(0, max(top, min(max(smoothed), 2 * top)))
     axes.set_xlabel("learning rate")

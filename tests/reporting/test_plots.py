@@ -98,3 +98,24 @@ def test_report_files_are_complete_small_and_the_same_each_time(run_directory):
     first = [file.read_bytes() for file in files]
     build_report(run_directory, draw_image)
     assert [file.read_bytes() for file in files] == first
+
+
+def test_the_range_test_marks_its_proposal_and_labels_rates_as_plain_numbers():
+    figure = plots.range_test_plot([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.5, 1.0, 3.0], [2.0, 1.8, 1.4, 2.0], 1e-3)
+    opened(plots.png(figure))
+    axes = figure.axes[0]
+    assert {"1e-04", "1e-02"} <= {text.get_text() for text in axes.get_xticklabels()}
+    assert "proposed: 1.0e-03" in [text.get_text() for text in axes.get_legend().get_texts()]
+    without = plots.range_test_plot([1e-4, 1e-3], [2.0, 2.1], [2.0, 2.1], None)
+    assert len(without.axes[0].get_legend().get_texts()) == 2
+
+
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_a_batch_is_drawn_with_a_caption_for_each_photo(count):
+    photos = [(np.full((8, 8, 3), 20 * row, np.uint8), f"0.{row} cat\n0.1 {'dog' * 20}") for row in range(count)]
+    figure = plots.batch_plot(photos)
+    opened(plots.png(figure))
+    captions = [axes.get_title() for axes in figure.axes if axes.images]
+    assert len(captions) == count
+    assert captions[0].startswith("0.0 cat\n0.1 dogdog")
+    assert all(len(line) <= 24 for caption in captions for line in caption.splitlines())
