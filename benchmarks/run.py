@@ -47,6 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--work_dir", type=Path, default=Path("runs/benchmark"), help="where measurements are kept; a new folder measures anew"
     )
+    parser.add_argument("--note", action="append", default=[], help="a sentence about these measurements for the report; may be repeated")
     parser.add_argument("--report_only", action="store_true", help="write the report of what was measured so far")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
@@ -183,7 +184,8 @@ def published_words(argv: list[str]) -> list[str]:
 
 def published(argv: list[str]) -> str:
     """Return the command for the report."""
-    return shlex.join(["python", "benchmarks/run.py", *published_words([word for word in argv if word != "--report_only"])])
+    said = [word for before, word in zip(["", *argv], argv, strict=False) if "--note" not in (before, word) and word != "--report_only"]
+    return shlex.join(["python", "benchmarks/run.py", *published_words(said)])
 
 
 def main() -> None:
@@ -205,7 +207,7 @@ def main() -> None:
         sys.exit(f"{ledger.path} holds no measurement of these rows.")
     print(table(results))
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    write_markdown(results, options.output_dir / "speed.md", published(argv), plot=bool(drawn))
+    write_markdown(results, options.output_dir / "speed.md", published(argv), options.note, plot=bool(drawn))
     write_csv(done, options.output_dir / "speed.csv")
     if drawn:
         importlib.import_module("speed_plot").draw(drawn, options.output_dir / "speed.png")

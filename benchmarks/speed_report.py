@@ -159,8 +159,8 @@ def version(package: str) -> str:
         return f"{package} not installed"
 
 
-def write_markdown(results: Results, path: Path, command: str, *, plot: bool) -> None:
-    """Write the report."""
+def write_markdown(results: Results, path: Path, command: str, notes: Sequence[str], *, plot: bool) -> None:
+    """Write the report, `notes` on these measurements with it."""
     device = results.any_record(results.rows()[0])["device"]
     lines = [
         "# Speed",
@@ -170,6 +170,7 @@ def write_markdown(results: Results, path: Path, command: str, *, plot: bool) ->
         table(results),
         "This project in each row; in brackets the least and the greatest of the rounds:",
         "\n".join(sentence(results, row) for row in results.rows()),
+        *(["\n".join(f"- {note}" for note in notes)] if notes else []),
         *(["![Training time against the number of photos](speed.png)"] if plot else []),
         "## Method",
         METHOD,

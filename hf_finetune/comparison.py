@@ -72,7 +72,7 @@ class Comparison:
         arguments = parse_arguments(
             argv, recipe=self.recipe, defaults=self.defaults, demo=self.demo, description=self.description, study=flags
         )
-        _refuse(flags, arguments)
+        _refuse(flags, arguments, argv)
         if flags.study:
             return self._study(arguments, flags, argv)
         from hf_finetune.run import run_once  # the heavy imports, which a study leaves to its runs
@@ -112,7 +112,7 @@ class Comparison:
         logger.info("\n%s\nPage: %s   Plot: %s", page.read_text(encoding="utf-8").split("\n![", 1)[0], page, page.with_suffix(".png"))
 
 
-def _refuse(flags: StudyFlags, arguments: Arguments) -> None:
+def _refuse(flags: StudyFlags, arguments: Arguments, argv: Sequence[str]) -> None:
     """Raise `ConfigError` for flags that would have no effect, or the wrong one."""
     training = arguments.training
     if not flags.study:
@@ -120,6 +120,7 @@ def _refuse(flags: StudyFlags, arguments: Arguments) -> None:
         problems = [f"{name} has no effect without --study; add it or leave the first out." for name in given]
     else:
         wrong = {
+            "--seed": any(word.partition("=")[0] == "--seed" for word in argv),
             "--lr_finder": training.lr_finder,
             "--push_to_hub": training.push_to_hub,
             "--resume_from_checkpoint": training.resume_from_checkpoint is not None,

@@ -27,6 +27,7 @@ from hf_finetune.errors import Interrupted
 from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy
 from hf_finetune.models.classifier import load_classifier, save_classifier
 from hf_finetune.models.freezing import FreezeSchedule
+from hf_finetune.models.layers import has_stages
 from hf_finetune.models.lora import add_lora, merge_lora
 from hf_finetune.reporting.hub import check_repo_id, push_run
 from hf_finetune.reporting.intervals import wilson_interval
@@ -101,6 +102,11 @@ def finetune(arguments: Arguments) -> Run:
 
     dataset = load_splits(arguments, notices)
     model, processor = load_model(arguments.model, dataset, notices)
+    if training.layer_groups == "stage" and not has_stages(model):
+        notices.append(
+            f"--layer_groups stage: the blocks of {arguments.model.model} stand in one row, so each is a layer group of its own."
+        )
+        logger.info(notices[-1])
     facts, stop = model_facts(arguments.model), StopOnSignal()
     trainer = build_trainer(arguments, dataset, model, processor, [stop])
     claim_directory(arguments)  # only now that everything that could be wrong with the input has been looked at

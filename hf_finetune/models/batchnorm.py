@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from hf_finetune.errors import ModelError
 
@@ -138,29 +138,39 @@ def recalibrate(model: nn.Module, norms: Iterable[nn.Module], batches: Iterable[
 
 
 class BatchNormHold:
-    """What keeps BatchNorm modules in evaluation mode until `remove()` is called.
+    """Keeps chosen BatchNorm in evaluation mode, whatever `model.train()` says and however often it says it.
+
+    The `Trainer` calls `model.train()` before every forward pass and after its callbacks, so a mode that was set earlier does not last.
+    A hook on each module sets it back just before the module computes; it works inside `PeftModel`, DDP and `torch.compile`, whoever calls
+    the module. Only the statistics are held: `weight` and `bias` train on unless they are frozen.
 
     Args:
-        names: The modules that are held.
-        handles: One hook handle a module.
+        norms: The modules that may be held, by name.
+        names: Those that are held from the beginning.
+
+    Attributes:
+        names: Those that are held now.
     """
 
-    def __init__(self, names: list[str], handles: list[RemovableHandle]) -> None:
-        self.names = names
-        self._handles = handles
+    def __init__(self, norms: Mapping[str, nn.Module], names: Iterable[str] = ()) -> None:
+        self.names = set(names)
+        hooks = {name: functools.partial(_stay_in_eval, name=name, held=self.names) for name in norms}
+        self._handles = [norm.register_forward_pre_hook(hooks[name]) for name, norm in norms.items()]
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Hold these from now on, and no others."""
+        chosen = set(names)
+        self.names.clear()  # the same set all along, which the hooks look into
+        self.names.update(chosen)
 
     def remove(self) -> None:
-        """Let the modules follow `model.train()` again."""
+        """Let all of them follow `model.train()` again."""
         for handle in self._handles:
             handle.remove()
 
 
 def hold_batchnorm(model: nn.Module, predicate: Callable[[str, nn.Module], bool] | None = None) -> BatchNormHold:
-    """Keep BatchNorm in evaluation mode, whatever `model.train()` says and however often it says it.
-
-    The `Trainer` calls `model.train()` before every forward pass and after its callbacks, so a mode that was set earlier does not last.
-    A hook on each module sets it back just before the module computes; it works inside `PeftModel`, DDP and `torch.compile`, whoever calls
-    the module. Only the statistics are held: `weight` and `bias` train on unless they are frozen.
+    """Keep BatchNorm in evaluation mode, see `BatchNormHold`.
 
     Args:
         model: Any module.
@@ -169,10 +179,10 @@ def hold_batchnorm(model: nn.Module, predicate: Callable[[str, nn.Module], bool]
     Returns:
         A handle with `names` and `remove()`.
     """
-    chosen = {name: module for name, module in batchnorm_modules(model).items() if predicate is None or predicate(name, module)}
-    return BatchNormHold(list(chosen), [module.register_forward_pre_hook(_stay_in_eval) for module in chosen.values()])
+    norms = batchnorm_modules(model)
+    return BatchNormHold(norms, [name for name, module in norms.items() if predicate is None or predicate(name, module)])
 
 
-def _stay_in_eval(module: nn.Module, _inputs: tuple[Any, ...]) -> None:
-    if module.training:
+def _stay_in_eval(module: nn.Module, _inputs: tuple[Any, ...], *, name: str, held: set[str]) -> None:
+    if module.training and name in held:
         module.eval()

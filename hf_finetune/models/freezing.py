@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from hf_finetune.errors import ModelError
-from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, batchnorm_modules, recalibrate, require_batchnorm
+from hf_finetune.models.batchnorm import BatchNormHold, BatchNormMode, BatchNormPolicy, batchnorm_modules, recalibrate, require_batchnorm
 from hf_finetune.models.freeze_text import FreezeSettings, parse_freeze
 from hf_finetune.models.layers import layer_groups
 from hf_finetune.models.names import head_names, unwrap_peft
@@ -21,7 +19,8 @@ from hf_finetune.models.names import head_names, unwrap_peft
 __all__ = ["FreezeSchedule", "head_names", "head_parameter_names", "head_parameters"]
 
 
-_FREEZERS: weakref.WeakKeyDictionary[nn.Module, Freezer] = weakref.WeakKeyDictionary()
+# a hold knows no model, so that a model in use nowhere else goes away
+_HOLDS: weakref.WeakKeyDictionary[nn.Module, BatchNormHold] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,9 @@ class Freezer:
         if self.policy.mode is not None:
             require_batchnorm(model, f"--batch_norm {self.policy.mode.value}")
         self.norms = batchnorm_modules(model)
-        self.held: set[str] = set()
-        if earlier := _FREEZERS.get(model):
+        if earlier := _HOLDS.get(model):
             earlier.remove()  # one freezer at a time says what is held
-        _FREEZERS[model] = self
-        hooks = {name: functools.partial(_stay_in_eval, name=name, held=self.held) for name in self.norms}
-        self._hooks = [norm.register_forward_pre_hook(hooks[name]) for name, norm in self.norms.items()]
+        self._hold = _HOLDS[model] = BatchNormHold(self.norms)
 
     def trainable(self, epoch: int) -> set[str]:
         """Return the names of the parameters that train in `epoch`, counted from 0.
@@ -169,7 +165,7 @@ class Freezer:
         """Let what trains in `epoch`, and nothing else, require a gradient; hold BatchNorm that does not move; return what trains."""
         scheduled = self.schedule.trainable(self.model, epoch)
         trained = self.policy.trained(self.norms, scheduled)
-        self._hold(self.policy.held(self.norms, scheduled))
+        self._hold.hold(self.policy.held(self.norms, scheduled))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
             if name not in trained:
@@ -187,12 +183,12 @@ class Freezer:
         """
         if self.policy.mode is not BatchNormMode.RECALIBRATE:
             return 0, 0
-        held = set(self.held)
-        self._hold(set())  # for now they follow the batches
+        held = set(self._hold.names)
+        self._hold.hold(())  # for now they follow the batches
         try:
             return len(held), recalibrate(self.model, [self.norms[name] for name in sorted(held)], batches())
         finally:
-            self._hold(held)
+            self._hold.hold(held)
 
     def stages(self, last_epoch: int) -> list[tuple[int, set[str]]]:
         """Return the epochs up to `last_epoch` in which what trains changes, the first one included, each with the names of what trains."""
@@ -212,17 +208,7 @@ class Freezer:
 
     def remove(self) -> None:
         """Let all statistics follow `model.train()` again."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _hold(self, names: set[str]) -> None:
-        self.held.clear()  # the same set all along, which the hooks look into
-        self.held.update(names)
-
-
-def _stay_in_eval(module: nn.Module, _inputs: Any, *, name: str, held: set[str]) -> None:
-    if module.training and name in held:
-        module.eval()
+        self._hold.remove()
 
 
 def freeze(model: nn.Module, schedule: FreezeSchedule, epoch: int = 0, batch_norm: BatchNormPolicy | None = None) -> Freezer:

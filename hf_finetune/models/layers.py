@@ -62,6 +62,11 @@ def layer_groups(model: nn.Module, granularity: str = "block") -> list[LayerGrou
     return _in_order(classifier, blocks, heads)
 
 
+def has_stages(model: nn.Module) -> bool:
+    """Return whether `layer_groups` by `stage` differ from those by `block`."""
+    return layer_groups(model, "stage") != layer_groups(model, "block")
+
+
 def group_table(model: nn.Module, granularity: str = "block") -> str:
     """Return the layer groups of `model` as a table for a person: name, parameters, and how many of them train now."""
     parameters = dict(unwrap_peft(model).named_parameters())

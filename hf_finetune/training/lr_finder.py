@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import math
 import statistics
 from collections.abc import Callable
@@ -14,10 +13,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_finetune.arguments import FinetuneArguments
-from hf_finetune.training.schedulers import exponential_course
+from hf_finetune.training.schedulers import exponential, exponential_course
 from hf_finetune.training.trainer import FinetuneTrainer
-
-logger = logging.getLogger(__name__)
 
 STEPS = 100
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1.0
@@ -70,13 +67,8 @@ def range_test(make_trainer: Callable[[FinetuneArguments], FinetuneTrainer], arg
     trainer.create_scheduler = lambda *_, **__: _rising(trainer, LOWEST_RATE / base, HIGHEST_RATE / base, steps)  # type: ignore[method-assign]
     trainer.train()
     smoothed = smooth(record.losses)
-    rates = tuple(exponential_rate(step, steps) for step in range(len(record.losses)))
+    rates = tuple(exponential(step, low=LOWEST_RATE, high=HIGHEST_RATE, steps=steps) for step in range(len(record.losses)))
     return RangeTest(rates, tuple(record.losses), tuple(smoothed), propose(rates, smoothed))
-
-
-def exponential_rate(step: int, steps: int) -> float:
-    """Return the rate of a step, counted from 0."""
-    return LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (step / max(steps - 1, 1))
 
 
 def smooth(losses: list[float]) -> list[float]:

@@ -42,10 +42,11 @@ def _warmed_up(step: int, *, course: Callable[[int], float], start: int, steps: 
 
 def exponential_course(optimizer: Optimizer, low: float, high: float, steps: int) -> LambdaLR:
     """Return a scheduler that multiplies every rate by a factor that grows from `low` to `high`, exponentially, over `steps` steps."""
-    return LambdaLR(optimizer, functools.partial(_exponential, low=low, high=high, steps=steps))
+    return LambdaLR(optimizer, functools.partial(exponential, low=low, high=high, steps=steps))
 
 
-def _exponential(step: int, *, low: float, high: float, steps: int) -> float:
+def exponential(step: int, *, low: float, high: float, steps: int) -> float:
+    """Return the value of a step, counted from 0, on the way from `low` to `high`."""
     return low * (high / low) ** (step / max(steps - 1, 1))
 
 

@@ -21,8 +21,8 @@ class WeightAverage(TrainerCallback):
     """Keeps the exponential moving average of what trains; every evaluation, the selection and the final model use it.
 
     After step t the average moves to the weights by 1 - min(decay, (1 + t) / (10 + t)), so that a short run is not held back by its first
-    weights; that warm-up is the one of `tf.train.ExponentialMovingAverage`. Running statistics of
-    BatchNorm are averaged alike, and counters copied. Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
+    weights; that warm-up is the one of `tf.train.ExponentialMovingAverage`. Running statistics of BatchNorm are averaged alike, and
+    counters copied. Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
 
     Args:
         model: What trains, without wrappers.
@@ -91,7 +91,7 @@ class WeightAverage(TrainerCallback):
 
     def _live(self) -> dict[str, torch.Tensor]:
         """Return what is averaged: the parameters that train now or later, known from the first step, and the buffers of the state."""
-        tensors = {**self.model.state_dict(keep_vars=True)}
+        tensors = self.model.state_dict(keep_vars=True)
         if self._names:
             return {name: tensors[name].detach() for name in self._names}
         return {name: tensor.detach() for name, tensor in tensors.items() if tensor.requires_grad or not isinstance(tensor, nn.Parameter)}

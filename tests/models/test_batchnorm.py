@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,16 @@ def test_another_freezer_takes_the_place_of_the_first_and_the_model_can_be_pickl
     train(pickle.loads(pickle.dumps(model)))
     train(model)
     assert all(found == {"affine", "statistics"} for found in moved(model, before).values())
+
+
+def test_a_frozen_model_goes_away_with_its_last_user(tmp_path: Path) -> None:
+    BUILDERS["timm_resnet"](tmp_path)
+    model, _ = load_classifier(str(tmp_path), LABELS)
+    freeze(model, FreezeSchedule.head())
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
 
 
 class OneNorm(nn.Module):

@@ -13,7 +13,7 @@ from transformers import TimmWrapperForImageClassification
 
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.models.freezing import FreezeSchedule, freeze, head_parameter_names
-from hf_finetune.models.layers import group_table, layer_groups
+from hf_finetune.models.layers import group_table, has_stages, layer_groups
 from hf_finetune.models.names import block_names
 from tests.builders import BUILDERS, LABELS
 
@@ -81,6 +81,7 @@ def test_stages_are_whole_blocks_put_together(kind: str, tmp_path: Path) -> None
     assert len(stages) <= len(blocks)
     for block in blocks:
         assert sum(set(block.parameters) <= set(stage.parameters) for stage in stages) == 1
+    assert has_stages(model) == (stages != blocks)
     if kind in STAGES:
         assert [group.name for group in stages] == STAGES[kind]
 

@@ -125,6 +125,7 @@ def test_a_study_needs_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ("flags", "message"),
     [
         (["--seeds", "1"], "--seeds has no effect without --study; add it or leave the first out."),
+        (["--study", "--seed", "3"], "--seed is of one run and --study makes many; leave one of them out. A study goes on by itself."),
         (["--study", "--lr_finder"], "--lr_finder is of one run and --study makes many; leave one of them out. A study goes on by itself."),
         (
             ["--study", "--overwrite_output_dir"],

@@ -288,7 +288,7 @@ def test_a_loss_that_never_falls_proposes_nothing() -> None:
 
 def test_the_batch_that_is_shown_is_what_the_model_sees(make_trainer) -> None:
     plain = first_batch(make_trainer("vit"), 5)
-    assert [caption for _, caption in plain] == ["red", "blue", "white", "green", "white"] or len(plain) == 5
+    assert [caption for _, caption in plain] == ["red", "white", "white", "white", "white"]  # rows 0, 9, 19, 29 and 39
     assert all(pixels.dtype.name == "uint8" and pixels.shape[-1] == 3 for pixels, _ in plain)
     mixed = first_batch(make_trainer("vit", mixing=BatchMixing(len(NAMES), 0.4), augmentation="light"), 5)
     shares = [[float(line.split()[0]) for line in caption.splitlines()] for _, caption in mixed]
