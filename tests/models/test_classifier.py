@@ -225,7 +225,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("name", "message"), NAMES)
-def test_names_that_are_no_model(name: str, message: str) -> None:
+def test_names_that_are_no_model(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no earlier run left a folder of that name
     with pytest.raises(ModelError) as error:
         load_classifier(name, LABELS)
     assert str(error.value) == message
