@@ -48,7 +48,7 @@ def load_hub_layout(folder: Path) -> dict[str, datasets.Dataset]:
         return dict(datasets.load_dataset("parquet", data_files=files))
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         cause = error.__cause__ or error
-        raise DataError(f"The Parquet files of '{folder}' cannot be read: {str(cause).splitlines()[0]}") from None
+        raise DataError(f"The Parquet files of '{folder}' cannot be read: {str(cause).splitlines()[0].rstrip('.')}.") from None
 
 
 def load_class_folders(folder: Path, notices: list[str] | None = None) -> dict[str, datasets.Dataset]:

@@ -109,7 +109,7 @@ class ArrayStore:
 
     def _make_room(self, size: int) -> None:
         if size > self.limit_bytes:
-            raise StoreError(f"{size / GIBIBYTE:.2f} GiB are needed and {self.limit_bytes / GIBIBYTE:.2f} GiB allowed")
+            raise StoreError(f"{_amount(size)} are needed and {_amount(self.limit_bytes)} allowed")
         files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in self.directory.glob("*.npy"))
         used = sum(length for _, length, _ in files)
         for _, length, file in files:
@@ -119,7 +119,7 @@ class ArrayStore:
             used -= length
         free = shutil.disk_usage(self.directory).free
         if size > free:
-            raise StoreError(f"{size / GIBIBYTE:.2f} GiB are needed and {free / GIBIBYTE:.2f} GiB free in {self.directory}")
+            raise StoreError(f"{_amount(size)} are needed and {_amount(free)} free in {self.directory}")
 
 
 def clear(directory: Path) -> int:
@@ -129,3 +129,8 @@ def clear(directory: Path) -> int:
     for file in files:
         file.unlink(missing_ok=True)
     return freed
+
+
+def _amount(count: int) -> str:
+    """Write bytes in the unit of `--feature_cache_gb`, or in one that shows more than zeros."""
+    return f"{count / GIBIBYTE:.2f} GiB" if count >= GIBIBYTE / 10 else f"{count / 2**20:.2f} MiB" if count >= 2**17 else f"{count} bytes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,9 +71,11 @@ def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProce
         processor = AutoImageProcessor.from_pretrained(source.location, revision=source.revision)
     except (OSError, ValueError, HTTPError) as error:
         raise_for_hub(source, "preprocessor_config.json", error)
+        there = source.is_local and (Path(source.location) / "preprocessor_config.json").is_file()
+        why = f" that can be read ({first_line(error)})" if there else ""
         raise ModelError(
-            f"The model {source.name!r} has no preprocessor_config.json that can be used, so its image size, mean and standard deviation "
-            f"are unknown; copy it from the checkpoint that the model was made from ({first_line(error)})."
+            f"The model {source.name!r} has no preprocessor_config.json{why}, so its image size, mean and standard deviation are unknown; "
+            "copy it from the checkpoint that the model was made from."
         ) from None
     if image_size is not None:
         processor = _resized(processor, image_size)

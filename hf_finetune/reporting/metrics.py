@@ -106,7 +106,7 @@ def checked_predictions(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Fl
         scores = _as_array(probabilities).astype(np.float32).astype(np.float64)
         truth = _as_array(labels)
     except (TypeError, ValueError) as error:
-        raise DataError(f"The predictions are no table of numbers: {error}.") from None
+        raise DataError(f"The predictions are no table of numbers: {str(error).rstrip('.')}.") from None
     if scores.size == 0 or truth.size == 0:
         raise DataError("There is nothing to score: the split has no predictions.")
     if scores.ndim != 2:

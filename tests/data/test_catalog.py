@@ -152,7 +152,10 @@ def test_damaged_images_are_an_error_or_left_out(class_folders: Path, photo: Pho
     notices: list[str] = []
     data = load_dataset(str(class_folders), skip_bad_images=True, notices=notices)
     assert sum(sizes(data).values()) == 18
-    assert notices[-1].startswith("2 of 20 images left out because they are damaged (")
+    assert notices[-1] == (
+        "2 of 20 images left out because they are damaged (validation: 1, test: 1): cat/3.jpg in validation (truncated), dog/4.jpg in test "
+        "(not an image)."
+    )
 
 
 def test_a_class_whose_training_images_are_all_damaged(tmp_path: Path, photo: Photo) -> None:

@@ -2,6 +2,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from hf_finetune.data.image_folder import load_class_folders, load_hub_layout
@@ -168,4 +170,6 @@ def test_a_broken_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_text("not parquet")
     with pytest.raises(DataError) as error:
         load_hub_layout(tmp_path)
-    assert str(error.value).startswith(f"The Parquet files of '{tmp_path}' cannot be read: Parquet magic bytes not found")
+    with pytest.raises(pyarrow.ArrowInvalid) as quoted:
+        pyarrow.parquet.ParquetFile(pyarrow.BufferReader(b"not parquet"))
+    assert str(error.value) == f"The Parquet files of '{tmp_path}' cannot be read: {str(quoted.value).rstrip('.')}."

@@ -36,8 +36,9 @@ def test_a_file_that_was_cut_short_is_not_there(tmp_path: Path, caplog: pytest.L
 
 
 def test_an_array_above_the_limit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"^4.00 GiB are needed and 1.00 GiB allowed$"):
+    with pytest.raises(StoreError) as error:
         store(tmp_path, 2**30).write("a", (2**30,), "float32", [])
+    assert str(error.value) == "4.00 GiB are needed and 1.00 GiB allowed"
 
 
 def test_the_least_recently_used_makes_room(tmp_path: Path) -> None:
@@ -55,8 +56,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         yield ARRAY[:2]
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(StoreError, match=r"cannot be written \(No space left on device\)$"):
+    with pytest.raises(StoreError) as error:
         store(tmp_path).write("a", (4, 3), "float32", parts())
+    assert str(error.value) == f"{tmp_path} cannot be written (No space left on device)"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -215,8 +215,9 @@ def test_a_diverged_adapter_is_not_merged(tmp_path: Path) -> None:
     adapted = add_lora(classifier("vit", tmp_path))
     with torch.no_grad():
         next(parameter for name, parameter in adapted.named_parameters() if "lora_B" in name).fill_(float("nan"))
-    with pytest.raises(ModelError, match=r"^The adapter cannot be merged: .* The training has diverged; lower the learning rate\.$"):
+    with pytest.raises(ModelError) as error:
         merge_lora(adapted)
+    assert str(error.value) == "The adapter cannot be merged: it holds NaN or infinity. The training has diverged; lower the learning rate."
 
 
 @pytest.mark.real

@@ -141,8 +141,10 @@ def test_a_processor_that_does_not_fit_its_model(tmp_path: Path) -> None:
     ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
     with pytest.raises(ModelError) as error:
         load_classifier(str(tmp_path), LABELS)
-    assert str(error.value).startswith(f"The image processor of {tmp_path} makes pictures of 48×48 pixels, which its model does not take (")
-    assert str(error.value).endswith("); set image_size to what the model was trained on.")
+    assert str(error.value) == (
+        f"The image processor of {tmp_path} makes pictures of 48×48 pixels, which its model does not take (Input image size (48*48) "
+        "doesn't match model (32*32)); set image_size to what the model was trained on."
+    )
     model, processor = load_classifier(str(tmp_path), LABELS, image_size=32)
     assert output_size(processor) == (32, 32)
     assert model.config.image_size == 32

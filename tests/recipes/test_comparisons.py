@@ -105,8 +105,9 @@ def test_flags_of_a_study(flags: list[str], message: str) -> None:
 
 
 def test_a_recipe_without_a_comparison_knows_no_study() -> None:
-    with pytest.raises(ConfigError, match=r"^Unknown flag --study\."):
+    with pytest.raises(ConfigError) as error:
         parse_arguments(["--study"])
+    assert str(error.value) == "Unknown flag --study. Did you mean '--seed'?"
 
 
 def test_flags_of_a_study_are_read() -> None:
@@ -117,8 +118,11 @@ def test_flags_of_a_study_are_read() -> None:
 
 def test_a_study_needs_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"^--study makes its runs in one process each; start it with python"):
+    with pytest.raises(ConfigError) as error:
         Comparison("x", "X", lambda arguments: {"a": {}}).run(["--study", "--output_dir", str(tmp_path)])
+    assert (
+        str(error.value) == "--study makes its runs in one process each; start it with python, or with accelerate launch and one process."
+    )
 
 
 @pytest.mark.parametrize(

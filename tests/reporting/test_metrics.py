@@ -166,8 +166,11 @@ def test_bad_predictions_are_explained(probabilities, labels, message):
 
 
 def test_ragged_rows_are_explained():
-    with pytest.raises(DataError, match=r"^The predictions are no table of numbers: "):
+    with pytest.raises(ValueError, match="inhomogeneous") as quoted:
+        np.asarray([[0.5, 0.5], [1.0]])
+    with pytest.raises(DataError) as caught:
         classification_metrics([[0.5, 0.5], [1.0]], [0, 1], ["a", "b"])
+    assert str(caught.value) == f"The predictions are no table of numbers: {str(quoted.value).rstrip('.')}."
 
 
 @pytest.mark.parametrize(

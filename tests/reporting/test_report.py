@@ -20,6 +20,7 @@ from hf_finetune.reporting.markdown import markdown_text
 from hf_finetune.reporting.report import build_report
 from tests.finished_run import draw_image, make_predictions, write_predictions
 
+CUT_OFF = "The run was cut off or the file was edited; run it again."
 HOSTILE = [
     "<script>alert(1)</script>",
     "quote\"s and 's",
@@ -311,8 +312,11 @@ def test_no_folder(tmp_path):
 def test_a_damaged_parquet_file_is_explained(make_run):
     run = make_run(["a", "b", "c"])
     (run / "predictions.parquet").write_bytes(b"not parquet")
-    with pytest.raises(DataError, match=r"predictions\.parquet in '.+' is damaged: it is not valid Parquet \("):
+    with pytest.raises(pa.ArrowInvalid) as quoted:
+        pq.read_table(run / "predictions.parquet")
+    with pytest.raises(DataError) as caught:
         build_report(run)
+    assert str(caught.value) == f"predictions.parquet in '{run}' is damaged: it is not valid Parquet ({quoted.value}). {CUT_OFF}"
 
 
 @pytest.mark.parametrize(

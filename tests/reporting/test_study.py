@@ -82,8 +82,12 @@ def test_training_time_is_that_of_whole_runs_without_caching(tmp_path: Path) -> 
 
 def test_another_seed_with_other_settings_is_refused_too(tmp_path: Path) -> None:
     Study(tmp_path, CELLS, [0], FakeRuns()).run()
-    with pytest.raises(DataError, match="was made with other settings"):
+    with pytest.raises(DataError) as error:
         Study(tmp_path, {**CELLS, "head": {"freeze": "last:1"}}, [1], FakeRuns()).run()
+    assert str(error.value) == (
+        f"{tmp_path / 'head'} was made with other settings ({{'freeze': 'head'}}); remove {tmp_path / 'head'}, "
+        "or give the study another folder."
+    )
 
 
 def test_only_what_is_missing_is_run(tmp_path: Path) -> None:
@@ -122,8 +126,12 @@ def test_common_settings_reach_every_cell_and_count_as_its_own(tmp_path: Path) -
     runs = FakeRuns()
     Study(tmp_path, CELLS, [0], runs, common={"model": "tiny", "freeze": "never"}).run()
     assert [(settings["model"], settings["freeze"]) for settings in runs.made] == [("tiny", "head"), ("tiny", "none"), ("tiny", "last:1")]
-    with pytest.raises(DataError, match=r"made with other settings \(\{'model': 'tiny'\}\)"):
+    with pytest.raises(DataError) as error:
         Study(tmp_path, CELLS, [0], FakeRuns(), common={"model": "large", "freeze": "never"}).run()
+    assert str(error.value) == (
+        f"{tmp_path / 'head'} was made with other settings ({{'model': 'tiny'}}); remove {tmp_path / 'head'}, "
+        "or give the study another folder."
+    )
 
 
 def test_a_rule_ends_the_study_between_cells(tmp_path: Path) -> None:

@@ -91,4 +91,7 @@ def test_rates_by_name_go_before_decay(checkpoint_of: Callable[[str], Path]):
     assert rates["timm_model.layer3.0"] == 1e-3
     with pytest.raises(ConfigError) as error:
         parameter_groups(model, **RATES, group_rates={"layer9": 1e-3})
-    assert str(error.value).startswith("--group_lr layer9=0.001 names no layer group; there are stem, timm_model.layer1.0, ")
+    assert str(error.value) == (
+        "--group_lr layer9=0.001 names no layer group; there are stem, timm_model.layer1.0, timm_model.layer2.0, timm_model.layer3.0, "
+        "timm_model.layer4.0, head."
+    )

@@ -152,7 +152,9 @@ def test_a_warm_up_needs_a_course_of_steps(make_trainer) -> None:
     settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "unfreeze_warmup": 4}
     with pytest.raises(ConfigError) as error:
         make_trainer("vit", schedule=FreezeSchedule.gradual(1, 1), **settings).train()
-    assert str(error.value).startswith("--unfreeze_warmup needs a learning rate that depends on the step alone")
+    assert str(error.value) == (
+        "--unfreeze_warmup needs a learning rate that depends on the step alone; use --lr_scheduler_type cosine or linear."
+    )
 
 
 @pytest.mark.parametrize(
