@@ -117,12 +117,13 @@ def pretrain(model: transformers.PreTrainedModel, data: DatasetDict, size: int, 
 
 
 def save(model: transformers.PreTrainedModel, size: int, directory: Path) -> None:
-    """Write the checkpoint folder: weights as float32 safetensors, config, and how an image is prepared."""
+    """Write the checkpoint folder: weights in float32 (the head of the ViT in float16), config, and how an image is prepared."""
     if hasattr(model, "timm_model"):
         model.config.save_pretrained(directory)  # makes the folder too
         weights = {key: value.contiguous() for key, value in model.timm_model.state_dict().items()}  # timm's own names: timm loads it too
         return save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    model.save_pretrained(directory)
+    small = {key: value.half() if key.startswith("classifier.") else value for key, value in model.state_dict().items()}
+    model.save_pretrained(directory, state_dict=small)  # 2 MB or less in all; who fine-tunes draws a new head
     crop = {"size": {"shortest_edge": size}, "do_center_crop": True, "crop_size": {"height": size, "width": size}}
     transformers.ViTImageProcessor(**crop, resample=Image.Resampling.BICUBIC, image_mean=MEAN, image_std=STD).save_pretrained(directory)
 
