@@ -20,6 +20,8 @@ def run_recipe(main: Callable[[], None]) -> None:
     """
     readable_logs()
     _use_all_cores()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        _spare_peft()
     try:
         main()
     except Interrupted as error:
@@ -47,6 +49,13 @@ def _use_all_cores() -> None:
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if alone and "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         del os.environ["OMP_NUM_THREADS"]
+
+
+def _spare_peft() -> None:
+    """Keep `transformers.TrainingArguments` from importing peft, half of the wait for `--help`, in a process that ends with its help."""
+    import transformers.utils
+
+    transformers.utils.is_peft_available = lambda: False
 
 
 def readable_logs() -> None:

@@ -22,6 +22,15 @@ def start(*flags: str, folder: Path, **environment: str) -> subprocess.Completed
     )
 
 
+def test_help_does_not_wait_for_peft(tmp_path: Path) -> None:
+    watched = "import runpy, sys, atexit; sys.argv = ['x', '--help']; atexit.register(lambda: print('peft' in sys.modules))"
+    program = f"{watched}; runpy.run_path({RECIPE!r}, run_name='__main__')"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "--lora_rank" in finished.stdout
+    assert finished.stdout.endswith("\nFalse\n")
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
