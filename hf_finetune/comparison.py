@@ -19,6 +19,7 @@ from hf_finetune.argument_parsing.study_flags import StudyFlags
 from hf_finetune.arguments import Arguments, config_values, make_arguments, parse_arguments
 from hf_finetune.errors import ConfigError, FinetuneError, Interrupted
 from hf_finetune.launch import readable_logs
+from hf_finetune.run_directory import remove_checkpoints
 
 if TYPE_CHECKING:
     from hf_finetune.reporting.study import CellResult
@@ -177,3 +178,4 @@ def _run_one(settings: dict[str, Any]) -> None:
     from hf_finetune.run import run_once
 
     logger.info("%s", run_once(make_arguments(**settings)))
+    remove_checkpoints(Path(settings["output_dir"]))  # a study has many runs, and none that is finished is resumed

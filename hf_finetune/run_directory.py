@@ -143,8 +143,15 @@ def _check_same_settings(arguments: Arguments, config: Path) -> None:
         )
 
 
+def remove_checkpoints(directory: Path) -> None:
+    """Delete what only an unfinished run is resumed from: weights and optimizer state at several steps, several times its model's size."""
+    for path in directory.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
 def _remove_run(directory: Path) -> None:
-    for path in [*(directory / name for name in _WRITTEN), *directory.glob("checkpoint-*")]:
+    remove_checkpoints(directory)
+    for path in (directory / name for name in _WRITTEN):
         if path.is_dir():
             shutil.rmtree(path)
         else:

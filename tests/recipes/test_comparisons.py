@@ -168,6 +168,8 @@ def test_a_study_makes_its_runs_and_knows_them_again(tmp_path: Path) -> None:
     assert all(one["train"]["peak_memory_bytes"] > 0 for one in metrics)
     assert [len(one["train"]["stages"][0]["groups"]) for one in metrics] == [1, 2]
     assert not (tmp_path / "head" / "seed0" / "report.html").exists()
+    assert not list(tmp_path.glob("*/seed0/checkpoint-*"))
+    assert (tmp_path / "head" / "seed0" / "model" / "model.safetensors").is_file()
     changed = study("--cells", "0-1", "--learning_rate", "0.5", folder=tmp_path)
     assert changed.returncode == 2
     assert "was made with other settings ({'learning_rate': 0.001})" in changed.stderr
