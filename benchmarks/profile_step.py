@@ -85,7 +85,11 @@ def section(name: str, seconds: float, operators: list[tuple[str, float]]) -> st
     rest = seconds - sum(own for _, own in top)
     rows.append(("everything else", f"{rest:.2f}", f"{100 * rest / seconds:.1f} %"))
     table = "\n".join(markdown_table(("operator", "seconds of its own", "share"), rows, "lrr"))
-    return f"## `{name}`\n\n{ROWS[name].what.capitalize()}, {PHOTOS} photos, {seconds:.1f} s.\n\n{table}"
+    return f"## `{name}`\n\n{_sentence_case(ROWS[name].what)}, {PHOTOS} photos, {seconds:.1f} s.\n\n{table}"
+
+
+def _sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def main() -> None:
