@@ -37,7 +37,7 @@ class Comparison:
     Attributes:
         recipe: Name of the script.
         title: Of the study's page.
-        cells: Settings → name → what differs in the cell; the first cell is the one that others are compared with.
+        cells: Settings → name → what differs in the cell.
         description: First paragraphs of the help.
         defaults: Defaults of the recipe.
         demo: What `--preset demo` means here.
@@ -45,6 +45,7 @@ class Comparison:
         demo_seeds: Of a study with `--preset demo`.
         answer: Says in sentences what the results mean.
         enough: Told the results cell by cell; where it returns true the cells that follow are not made.
+        reference: Cell → the one that it is compared with; by default the first.
     """
 
     recipe: str
@@ -57,6 +58,7 @@ class Comparison:
     demo_seeds: tuple[int, ...] = (0, 1)
     answer: Callable[[Sequence[CellResult]], Sequence[str]] = lambda results: []
     enough: Callable[[Sequence[CellResult]], bool] | None = None
+    reference: Callable[[str], str] | None = None
 
     def run(self, argv: Sequence[str] | None = None) -> None:
         """Do what the command line says, and print the outcome.
@@ -104,6 +106,7 @@ class Comparison:
             command=published_command(self.recipe, argv),
             answer=self.answer,
             enough=self.enough,
+            reference=self.reference,
         )
         try:
             study.run(flags.cells)

@@ -28,21 +28,24 @@ MODES = ("train", "frozen", "statistics_only", "affine_only", "recalibrate")
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return every policy with the rest of the network trained, then with it frozen."""
-    trained = {f"all_{mode}": {"batch_norm": mode, "batch_norm_scope": "all", "freeze": "none"} for mode in MODES}
+    trained: dict[str, dict[str, Any]] = {
+        f"all_{mode}": {"batch_norm": mode, "batch_norm_scope": "all", "freeze": "none"} for mode in MODES
+    }
     return trained | {f"head_{mode}": {"batch_norm": mode, "batch_norm_scope": "all", "freeze": "head"} for mode in MODES}
 
 
-def answer(results: Sequence[Any]) -> list[str]:
-    """Say which policy to use, and how far BatchNorm alone comes on a frozen network."""
-    from hf_finetune.reporting.study import choice, chosen
+def reference(cell: str) -> str:
+    """Return the policy that others are compared with: as in any training, or as it was pretrained where the network is frozen."""
+    return "all_train" if cell.startswith("all_") else "head_frozen"
 
-    said = [choice(results)]
-    frozen = [result for result in results if result.name.startswith("head_")]
-    if frozen:
-        best, plain = chosen(frozen), next((result for result in frozen if result.name == "head_frozen"), frozen[0])
-        said += ["", f"On the frozen network {best.name} is best on validation: {100 * best.accuracy:.1f} % on test, against"]
-        said[-1] += f" {100 * plain.accuracy:.1f} % with BatchNorm as it was pretrained ({plain.name})."
-    return said
+
+def answer(results: Sequence[Any]) -> list[str]:
+    """Say which policy is best on validation, on the network that trains whole and on the frozen one."""
+    from hf_finetune.reporting.study import choice
+
+    parts = {"Trained whole": "all_", "Frozen but for its head": "head_"}
+    found = {words: [result for result in results if result.name.startswith(prefix)] for words, prefix in parts.items()}
+    return [line for words, some in found.items() if some for line in (f"{words}. {choice(some)}", "")][:-1]
 
 
 def main() -> None:
@@ -50,7 +53,7 @@ def main() -> None:
     from hf_finetune.comparison import Comparison
 
     title = "BatchNorm: weights and statistics, trained, frozen or estimated anew"
-    Comparison("batch_norm", title, cells, __doc__, DEFAULTS, DEMO, demo_seeds=(0,), answer=answer).run()
+    Comparison("batch_norm", title, cells, __doc__, DEFAULTS, DEMO, demo_seeds=(0,), answer=answer, reference=reference).run()
 
 
 if __name__ == "__main__":

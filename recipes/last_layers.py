@@ -19,10 +19,12 @@ DEFAULTS = {
     "layer_groups": "stage",
     "augmentation": "none",
     "freeze": "last:1",
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,  # of what was pretrained
+    "head_lr": 3e-3,  # the head starts from nothing
     "num_train_epochs": 8.0,
 }
 DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet", "max_train_samples": 740, "num_train_epochs": 4.0}
+DEMO |= {"learning_rate": 1e-3, "head_lr": 1e-2}
 PATIENCE = 2  # cells without an improvement on validation
 
 
@@ -44,10 +46,12 @@ def enough(results: Sequence[Any]) -> bool:
 
 def answer(results: Sequence[Any]) -> list[str]:
     """Say how many layers are worth it."""
-    from hf_finetune.reporting.study import choice
+    from hf_finetune.reporting.study import choice, chosen
 
     if not enough(results):
-        return [choice(results)]
+        best, last = chosen(results), results[-1]
+        more = " More layers may be better still: the best cell is the last that was run." if best.name == last.name != "head" else ""
+        return [choice(results) + more]
     return [choice(results), "", f"The study ended after {results[-1].name}: the last {PATIENCE} cells were not better on validation."]
 
 

@@ -6,7 +6,7 @@
     python recipes/learning_rates.py --study                                   # one rate, a faster head, layer-wise decay, schedules
 
 The question: what do different rates, or different schedules, for different layers bring when everything is fine-tuned? All cells begin
-from one `--learning_rate`.
+from one `--learning_rate`, and all but the one with a single rate have the same rate for the new head, ten times as high.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,23 @@ DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet", "max_train_
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return the compared rates."""
-    rate = arguments.training.learning_rate
-    plain = {"head_lr": None, "backbone_lr": None, "layer_lr_decay": 1.0, "group_lr": None, "freeze": "none", "unfreeze_warmup": 0}
+    from hf_finetune.models.classifier import load_classifier
+    from hf_finetune.models.layers import layer_groups
+
+    model, _ = load_classifier(arguments.model.model, ["a", "b"], revision=arguments.model.model_revision)
+    groups = len(layer_groups(model, arguments.training.layer_groups)) - 1
+    rate, epochs = arguments.training.learning_rate, max(1, int(arguments.training.num_train_epochs))
+    by_layer = f"gradual:start={max(1, groups - epochs // 2)},every=1"  # all layers train from half of the epochs on
+    plain = {"head_lr": 10 * rate, "backbone_lr": None, "layer_lr_decay": 1.0, "group_lr": None, "freeze": "none", "unfreeze_warmup": 0}
     plain |= {"lr_scheduler_type": "cosine"}
-    compared = {
-        "one_rate": {},
-        "head_10x": {"head_lr": 10 * rate},
-        "backbone_tenth": {"backbone_lr": rate / 10, "head_lr": 10 * rate},
-        "decay_0.7": {"layer_lr_decay": 0.7, "head_lr": 10 * rate},
-        "decay_0.4": {"layer_lr_decay": 0.4, "head_lr": 10 * rate},
-        "constant": {"lr_scheduler_type": "constant_with_warmup", "head_lr": 10 * rate},
-        "warmup_by_layer": {"freeze": "gradual:start=1,every=1", "unfreeze_warmup": 10, "head_lr": 10 * rate},
+    compared: dict[str, dict[str, Any]] = {
+        "head_10x": {},
+        "one_rate": {"head_lr": None},
+        "backbone_tenth": {"backbone_lr": rate / 10},
+        "decay_0.7": {"layer_lr_decay": 0.7},
+        "decay_0.4": {"layer_lr_decay": 0.4},
+        "constant": {"lr_scheduler_type": "constant_with_warmup"},
+        "warmup_by_layer": {"freeze": by_layer, "unfreeze_warmup": 10},
     }
     return {name: {**plain, **settings} for name, settings in compared.items()}
 

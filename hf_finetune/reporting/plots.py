@@ -151,23 +151,39 @@ def class_accuracy_plot(confusion: IntArray, label_names: Sequence[str], theme: 
     return figure
 
 
-def compared_cells(cells: Sequence[tuple[str, float, Interval]], theme: Theme = LIGHT) -> Figure:
-    """Draw the accuracy of every cell of a study with its interval, the first cell on top and as a line through all.
+def compared_cells(cells: Sequence[tuple[str, float, Interval, Interval | None]], title: str, theme: Theme = LIGHT) -> Figure:
+    """Draw the accuracy of every cell of a study with its interval, and beside it the difference from its reference, which is paired.
 
     Args:
-        cells: Name, accuracy in [0, 1] and interval; at least one.
-        theme: Colours.
+        cells: Name, accuracy in [0, 1] and interval, and the interval of the difference, None for a reference; at least one.
+        title: Heads the figure.
+        theme: Colours; what is a reference, and what is no different from it, is grey.
     """
-    figure, (axes,) = _axes(7.2, 1.4 + 0.42 * len(cells), theme)
-    for row, (_, accuracy, interval) in enumerate(cells):
-        axes.plot([interval.low, interval.high], [row, row], color=theme.quiet if row else theme.ink, linewidth=3, solid_capstyle="round")
-        axes.plot(accuracy, row, "o", color=theme.hit if row else theme.ink, markersize=8)
-    axes.axvline(cells[0][1], color=theme.ink, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(cells)), [one_line(name, 40) for name, _, _ in cells])
-    axes.set_ylim(len(cells) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.set_xlabel("test accuracy, 95 % interval over seeds and photos")
+    compared = any(difference is not None for *_, difference in cells)
+    figure, panels = _axes(9.6 if compared else 7.2, 1.6 + 0.42 * len(cells), theme, columns=1 + compared, sharey=True)
+    for row, (_, accuracy, interval, difference) in enumerate(cells):
+        _draw_interval(panels[0], row, accuracy, interval, theme.ink if difference is None else theme.hit, theme)
+        if difference is not None:
+            clear = difference.low > 0 or difference.high < 0
+            middle = (difference.low + difference.high) / 2
+            _draw_interval(panels[1], row, middle, difference, theme.hit if clear else theme.quiet, theme, dot=False)
+    panels[0].set_yticks(range(len(cells)), [one_line(name, 40) for name, *_ in cells])
+    panels[0].set_ylim(len(cells) - 0.5, -0.5)
+    panels[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    panels[0].set_xlabel("test accuracy, 95 % interval")
+    for axes in panels[1:]:
+        axes.axvline(0, color=theme.ink, linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0"))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=2))
+        axes.set_xlabel("difference from its reference in points, 95 % interval, paired")
+    figure.suptitle(one_line(title, 100), color=theme.ink, fontsize=11)
     return figure
+
+
+def _draw_interval(axes: Axes, row: int, value: float, interval: Interval, colour: str, theme: Theme, *, dot: bool = True) -> None:
+    axes.plot([interval.low, interval.high], [row, row], color=theme.quiet if dot else colour, linewidth=3, solid_capstyle="round")
+    if dot:
+        axes.plot(value, row, "o", color=colour, markersize=8)
 
 
 def batch_plot(photos: Sequence[tuple[np.ndarray, str]], theme: Theme = LIGHT) -> Figure:

@@ -45,6 +45,8 @@ class CellResult:
         caching_seconds: What the feature cache took in the run that computed it.
         peak_memory_bytes: Highest of the seeds.
         trainable_parameters: Of the last epoch.
+        reference: The cell that it is compared with, its own name for one that others are compared with.
+        found_features: Whether every run found its features already computed, by another cell or an earlier study.
     """
 
     name: str
@@ -57,7 +59,8 @@ class CellResult:
     caching_seconds: float
     peak_memory_bytes: float
     trainable_parameters: int
-    is_reference: bool = False
+    reference: str
+    found_features: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -71,9 +74,9 @@ class CellResult:
 
     @property
     def verdict(self) -> str:
-        """In words how the cell compares with the first one."""
+        """In words how the cell compares with its reference."""
         if self.difference is None:
-            return "the reference" if self.is_reference else "not compared"
+            return "the reference" if self.name == self.reference else "not compared"
         if self.difference.low > 0:
             return "better"
         return "worse" if self.difference.high < 0 else "no difference shown"
@@ -84,7 +87,7 @@ class Study:
 
     Args:
         directory: Holds a folder a cell and in it a folder a seed, as a run writes it, and the files of the study.
-        cells: Name → settings of its own; the first cell is the one that others are compared with.
+        cells: Name → settings of its own.
         seeds: At least one.
         run: Makes one run from the common settings, those of a cell, `seed` and `output_dir`, and leaves `metrics.json` and
             `predictions.parquet` there. `overwrite_output_dir` is added where a run was begun and left no checkpoint,
@@ -94,6 +97,7 @@ class Study:
         command: What starts the study, for the page.
         answer: Says in sentences what the results mean, for the page.
         enough: Told the results cell by cell, in their order; where it returns true the cells that follow are not made.
+        reference: Cell → the one that it is compared with; by default the first.
 
     Raises:
         ConfigError: If there is no cell or no seed.
@@ -110,12 +114,14 @@ class Study:
         command: str = "",
         answer: Callable[[Sequence[CellResult]], Sequence[str]] = lambda results: [],
         enough: Callable[[Sequence[CellResult]], bool] | None = None,
+        reference: Callable[[str], str] | None = None,
     ) -> None:
         if not cells or not seeds:
             raise ConfigError("A study needs at least one cell and one seed.")
         self.directory, self.seeds, self.run_cell = Path(directory), tuple(seeds), run
         self.cells = {name: {**(common or {}), **settings} for name, settings in cells.items()}
         self.title, self.command, self.answer, self.enough = title, command, answer, enough
+        self.reference = reference or (lambda cell: next(iter(self.cells)))
 
     def folder(self, cell: str, seed: int) -> Path:
         """Return where one run of the study lies."""
@@ -162,8 +168,7 @@ class Study:
     def results(self) -> list[CellResult]:
         """Return what is finished, cell by cell; cells without a finished seed are left out."""
         done = {cell: tuple(seed for seed in self.seeds if self.finished(cell, seed)) for cell in self.cells}
-        reference = next(iter(self.cells))
-        return [self._result(cell, seeds, reference, done[reference]) for cell, seeds in done.items() if seeds]
+        return [self._result(cell, seeds, done[self.reference(cell)]) for cell, seeds in done.items() if seeds]
 
     def write(self) -> list[CellResult]:
         """Write `study.csv`, `study.md` and `study.png`, and return the results."""
@@ -172,7 +177,9 @@ class Study:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_atomically(self.directory / "study.csv", _csv(results))
             write_atomically(self.directory / "study.md", self.markdown(results))
-            write_atomically(self.directory / "study.png", png(compared_cells([(r.name, r.accuracy, r.interval) for r in results])))
+            photos = len(_correct(self.folder(results[0].name, results[0].seeds[0])))
+            drawn = [(one.name, one.accuracy, one.interval, one.difference) for one in results]
+            write_atomically(self.directory / "study.png", png(compared_cells(drawn, f"{self.title}, {photos:,} test photos")))
         return results
 
     def markdown(self, results: Sequence[CellResult]) -> str:
@@ -180,11 +187,12 @@ class Study:
         lines = [f"# {self.title}", ""]
         if found := self.answer(results):
             lines += [*found, ""]
-        lines += [*_table(results), "", *(f"- {sentence(result, results[0])}" for result in results if result.difference is not None), ""]
+        lines += [*_table(results), "", *(f"- {sentence(result, results)}" for result in results if result.difference is not None), ""]
         if left := [cell for cell in self.cells if cell not in {result.name for result in results}]:
             lines += [f"Not run: {markdown_text(listed(left, 30))}.", ""]
         method = _METHOD + (_ONE_SEED if min(len(result.seeds) for result in results) == 1 else "")
-        lines += ["![Test accuracy of every cell with its 95 % interval](study.png)", "", method, "", *self._origin(results)]
+        plot = "![Test accuracy of every cell, and its difference from the reference, with 95 % intervals](study.png)"
+        lines += [plot, "", method, "", *self._origin(results)]
         return "\n".join(lines) + "\n"
 
     def _origin(self, results: Sequence[CellResult]) -> list[str]:
@@ -223,12 +231,14 @@ class Study:
             settings["overwrite_output_dir"] = True
         self.run_cell(settings)
 
-    def _result(self, cell: str, seeds: tuple[int, ...], reference: str, reference_seeds: tuple[int, ...]) -> CellResult:
+    def _result(self, cell: str, seeds: tuple[int, ...], reference_seeds: tuple[int, ...]) -> CellResult:
+        reference = self.reference(cell)
         right = {seed: _correct(self.folder(cell, seed)) for seed in seeds}
         metrics = [json.loads((self.folder(cell, seed) / "metrics.json").read_text(encoding="utf-8")) for seed in seeds]
         train = [one["train"] for one in metrics]
         # the time of a resumed run lacks what came before
         whole = [one for one in train if not one.get("resumed_from_step")] or train
+        cached = [one["feature_cache"] for one in train if one.get("feature_cache")]
         difference, both = None, [seed for seed in seeds if seed in reference_seeds]
         if cell != reference and both:
             theirs = {seed: _correct(self.folder(reference, seed)) for seed in both}
@@ -244,7 +254,8 @@ class Study:
             caching_seconds=max(one.get("caching_s", 0.0) for one in train),
             peak_memory_bytes=max(one["peak_memory_bytes"] for one in train),
             trainable_parameters=train[0]["trainable_parameters"],
-            is_reference=cell == reference,
+            reference=reference,
+            found_features=bool(cached) and not any(one["computed"] for one in cached),
         )
 
 
@@ -272,15 +283,26 @@ def seeds_and_photos_interval(values: np.ndarray, *, resamples: int = _RESAMPLES
     return Interval(float(low), float(high))
 
 
-def sentence(result: CellResult, reference: CellResult) -> str:
-    """Return in words how a cell compares with the reference, in accuracy and in time."""
+def sentence(result: CellResult, results: Sequence[CellResult]) -> str:
+    """Return in words how a cell compares with its reference, in accuracy and in time."""
     if result.difference is None:
         return f"{markdown_text(result.name)}: {result.verdict}."
+    reference = next(other for other in results if other.name == result.reference)
     low, high = (f"{100 * value:+.1f}" for value in result.difference)
     change = 100 * (result.accuracy - reference.accuracy)
-    ratio = result.training_seconds / max(reference.training_seconds, 1e-9)
     pair = f"{markdown_text(result.name)} against {markdown_text(reference.name)}"
-    return f"{pair}: {result.verdict} ({change:+.1f} points, 95 % interval {low} to {high}), in {ratio:.2f} times its training time."
+    return f"{pair}: {result.verdict} ({change:+.1f} points, 95 % interval {low} to {high}), {_compared_time(result, reference)}."
+
+
+def _compared_time(result: CellResult, reference: CellResult) -> str:
+    """Return a ratio of times in words: features included, unless one of the two found them computed."""
+    both = (result, reference)
+    found = any(one.found_features for one in both)
+    own, others = (one.training_seconds + (0 if found else one.caching_seconds) for one in both)
+    ratio = f"in {own / max(others, 1e-9):.2g} times its time ({duration(own)} against {duration(others)}"
+    return (
+        f"{ratio}, features of the frozen part not counted)" if found and max(one.caching_seconds for one in both) >= 0.5 else f"{ratio})"
+    )
 
 
 def chosen(results: Sequence[CellResult]) -> CellResult:
@@ -293,14 +315,16 @@ def choice(results: Sequence[CellResult]) -> str:
     best = chosen(results)
     tested = f"{percent(best.accuracy)} of the test photos (95 % interval {100 * best.interval.low:.1f} to {percent(best.interval.high)})"
     said = f"Chosen on validation: **{markdown_text(best.name)}**, which names {tested} correctly."
-    return said if best.difference is None else f"{said} {sentence(best, results[0])}"
+    return said if best.difference is None else f"{said} {sentence(best, results)}"
 
 
 _METHOD = (
     "Accuracy is the mean over seeds on the test split, which every run scores once, at its end; what is chosen is chosen on validation. "
     "Intervals are 95 %, from a bootstrap that draws seeds and test photos anew; the comparison is paired by seed and photo. A difference "
     "whose interval holds 0 is called no difference shown. Training time leaves out loading and scoring the test split, and computing the "
-    "features of a frozen part, which the column caching has: the first run computes them, later ones find them."
+    "features of a frozen part: the first run of a cell computes them, which the next column has, and its other runs find them. Sentences "
+    "compare the sum of both. Seeds share the photos of training and validation, unless the command says otherwise; they differ in the "
+    "first weights of the head and in the order and the views of the photos."
 )
 _ONE_SEED = " With one seed the intervals are over photos alone: another training may differ by more."
 
@@ -313,10 +337,10 @@ def _table(results: Sequence[CellResult]) -> list[str]:
         "validation",
         "seeds",
         "training time",
-        "caching",
+        "features",
         "peak memory",
         "trained",
-        "against the first",
+        "against its reference",
     )
     rows = [
         (

@@ -30,9 +30,9 @@ def recipe(request: pytest.FixtureRequest) -> ModuleType:
     return importlib.import_module(f"recipes.{request.param}")
 
 
-def cell(name: str, accuracy: float, validation: float, verdict: Interval | None) -> CellResult:
+def cell(name: str, accuracy: float, validation: float, verdict: Interval | None, reference: str) -> CellResult:
     return CellResult(
-        name, (0,), (accuracy,), (validation,), Interval(accuracy - 0.02, accuracy + 0.02), verdict, 10.0, 2.0, 5e8, 99, verdict is None
+        name, (0,), (accuracy,), (validation,), Interval(accuracy - 0.02, accuracy + 0.02), verdict, 10.0, 2.0, 5e8, 99, reference
     )
 
 
@@ -55,8 +55,11 @@ def test_the_answer_names_the_cell_that_validation_chose(recipe: ModuleType, tmp
     flags = ["--preset", "demo", "--output_dir", str(tmp_path)]
     arguments = parse_arguments(flags, recipe="x", defaults=recipe.DEFAULTS, demo=recipe.DEMO)
     first, *others = recipe.cells(arguments)
-    results = [cell(first, 0.8, 0.80, None)]
-    results += [cell(name, 0.8 + 0.01 * row, 0.90 - 0.01 * row, Interval(-0.01, 0.03)) for row, name in enumerate(others)]
+    reference = getattr(recipe, "reference", lambda name: first)
+    results = [cell(first, 0.8, 0.80, None, first)]
+    for row, name in enumerate(others):
+        verdict = None if name == reference(name) else Interval(-0.01, 0.03)
+        results.append(cell(name, 0.8 + 0.01 * row, 0.90 - 0.01 * row, verdict, reference(name)))
     said = "\n".join(recipe.answer(results))
     if recipe.__name__ == "recipes.cat_vs_dog":
         assert said.startswith(
@@ -84,7 +87,7 @@ def test_gradual_cells_end_with_the_layers_of_strategy_1(epochs: int, tmp_path: 
 def test_the_stopping_rule_waits_for_two_cells_without_an_improvement() -> None:
     last_layers = importlib.import_module("recipes.last_layers")
     scores = [0.80, 0.85, 0.84, 0.86, 0.86, 0.85, 0.99]
-    results = [cell(f"last_{row}", 0.5, score, None) for row, score in enumerate(scores)]
+    results = [cell(f"last_{row}", 0.5, score, None, "last_0") for row, score in enumerate(scores)]
     assert [last_layers.enough(results[:count]) for count in range(1, 8)] == [False, False, False, False, False, True, False]
 
 
