@@ -40,7 +40,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", default="drawn_pets", help="a folder in Hub layout, or any name that the recipes take")
     parser.add_argument("--efficientnet", metavar="DIR_OR_NAME", help="checkpoint of an EfficientNet-Lite0; random weights by default")
     parser.add_argument("--vit", metavar="DIR_OR_NAME", help="checkpoint of a ViT-S; random weights by default")
-    parser.add_argument("--output_dir", type=Path, default=Path("docs/results"), help="where the page goes")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"), help="where the page goes")
     return parser.parse_args(argv)
 
 

@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--efficientnet", metavar="DIR_OR_NAME", help="checkpoint of an EfficientNet-Lite0; random weights by default")
     parser.add_argument("--vit", metavar="DIR_OR_NAME", help="checkpoint of a ViT-S; random weights by default")
     parser.add_argument("--plot_photos", nargs="*", type=positive, help="photos to measure for the plot; none of them, no plot")
-    parser.add_argument("--output_dir", type=Path, default=Path("docs/results"), help="where the report goes")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"), help="where the report goes")
     parser.add_argument(
         "--work_dir", type=Path, default=Path("runs/benchmark"), help="where measurements are kept; a new folder measures anew"
     )
@@ -178,8 +178,8 @@ def work(options: argparse.Namespace) -> None:
 
 
 def published_words(argv: list[str]) -> list[str]:
-    """Return a command line for a page; of a whole path on this machine only the last part."""
-    return [Path(word).name if os.path.isabs(word) else word for word in argv]
+    """Return a command line for a page; a whole path on this machine becomes `path/to/` and its last part."""
+    return [f"path/to/{Path(word).name}" if os.path.isabs(word) else word for word in argv]
 
 
 def published(argv: list[str]) -> str:

@@ -140,13 +140,13 @@ def _refuse(flags: StudyFlags, arguments: Arguments, argv: Sequence[str]) -> Non
 
 
 def published_command(recipe: str, argv: Sequence[str]) -> str:
-    """Return the command for a page; of a whole path on this machine only the last part."""
+    """Return the command for a page; a whole path on this machine becomes `path/to/` and its last part."""
 
     def shortened(word: str) -> str:
         flag, equals, value = word.partition("=")
         if equals and os.path.isabs(value):
-            return f"{flag}={Path(value).name}"
-        return Path(word).name if os.path.isabs(word) else word
+            return f"{flag}=path/to/{Path(value).name}"
+        return f"path/to/{Path(word).name}" if os.path.isabs(word) else word
 
     return shlex.join(["python", f"recipes/{recipe}.py", *map(shortened, argv)])
 

@@ -27,31 +27,40 @@ DEFAULTS = {
 DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet"}
 # in real photos and in the drawn ones of the demo, which are smaller
 SIZES, DEMO_SIZES = (224, 192, 160, 128, 96, 64, 32), (64, 48, 32, 24, 16)
-ADAM = {"optim": "adam", "learning_rate": 3e-3}
-NAG = {"optim": "nag", "learning_rate": 3e-2}  # a plain gradient needs a larger rate than Adam, which divides by its size
+# the one of the recipe first; a plain gradient needs a larger rate than Adam, which divides by its size
+RATES = {"adam": (3e-3, 1e-3, 1e-2), "nag": (3e-2, 1e-2, 1e-1)}
 
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Return both optimizers at the largest size, then Adam at smaller ones."""
+    """Return both optimizers at three rates each on photos of full size, then Adam on smaller ones."""
     largest, *smaller = DEMO_SIZES if arguments.model.model.startswith("tiny_") else SIZES
-    found = {f"adam_{largest}px": {"image_size": largest, **ADAM}, f"nag_{largest}px": {"image_size": largest, **NAG}}
-    return found | {f"adam_{size}px": {"image_size": size, **ADAM} for size in smaller}
+    found: dict[str, dict[str, Any]] = {
+        f"{optim}_{rate:g}": {"image_size": largest, "optim": optim, "learning_rate": rate}
+        for optim, rates in RATES.items()
+        for rate in rates
+    }
+    adam = {"optim": "adam", "learning_rate": RATES["adam"][0]}
+    return found | {f"{size}px": {"image_size": size, **adam} for size in smaller}
 
 
 def answer(results: Sequence[Any]) -> list[str]:
-    """Say which optimizer is better, and down to which size nothing is lost."""
-    first, *others = results
-    said = [f"Adam on photos of full size names {100 * first.accuracy:.1f} % of the test photos correctly."]
-    said += [f"NAG in its place: {other.verdict}." for other in others if other.name.startswith("nag")]
-    sizes = [other for other in others if other.name.startswith("adam")]
-    lost = next((index for index, other in enumerate(sizes) if other.verdict == "worse"), len(sizes))
-    if lost:
-        smallest = sizes[lost - 1]
-        times = " against ".join(f"{one.training_seconds + one.caching_seconds:.0f} s" for one in (smallest, first))
-        said.append(f"The smallest photos before a loss is shown are those of {smallest.name}, in {times} with the features computed.")
-    if lost < len(sizes):
-        low, high = (100 * value for value in sizes[lost].difference)
-        said.append(f"With {sizes[lost].name} accuracy is lost ({low:+.1f} to {high:+.1f} points).")
+    """Say which optimizer is better, each at its best rate on validation, and what smaller photos lose."""
+    from hf_finetune.reporting.study import chosen, sentence
+
+    said = []
+    for optim, word in (("adam", "Adam"), ("nag", "NAG")):
+        if rates := [result for result in results if result.name.startswith(optim)]:
+            best = chosen(rates)
+            tested = f"{100 * best.accuracy:.1f} % of the test photos (95 % interval {100 * best.interval.low:.1f} to"
+            said.append(f"{word} at its best rate on validation, {best.name.partition('_')[2]}, names {tested}")
+            said[-1] += f" {100 * best.interval.high:.1f} %) correctly." + (f" {sentence(best, results)}" if best.difference else "")
+    sizes = [result for result in results if result.name.endswith("px") and result.difference]
+    if kept := [one for one in sizes if one.difference.high >= 0]:
+        most = max(-one.difference.low for one in kept)
+        said.append(f"No loss is shown with {', '.join(one.name for one in kept)}; one of {100 * most:.1f} points is not ruled out.")
+    if lost := [one for one in sizes if one.difference.high < 0]:
+        low, high = (100 * value for value in lost[0].difference)
+        said.append(f"With {lost[0].name} accuracy is lost ({low:+.1f} to {high:+.1f} points).")
     return [" ".join(said)]
 
 

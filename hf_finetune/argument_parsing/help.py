@@ -49,6 +49,9 @@ _EVERYDAY = (
     "report_to",
     "dataloader_num_workers",
     "use_cpu",
+    "precision",
+    "feature_cache_gb",
+    "image_cache_gb",
     "torch_compile",
     "push_to_hub",
     "hub_model_id",
@@ -57,10 +60,13 @@ _EVERYDAY = (
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind every text; description and examples keep their line breaks."""
+    """Defaults behind every text but that of a `--no_` flag; description and examples keep their line breaks."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.nargs == 0 else super()._get_help_string(action)
 
 
 class _HelpParser(HfArgumentParser):
@@ -77,7 +83,9 @@ class _HelpParser(HfArgumentParser):
             group = self.add_argument_group(title)
             for name in names:
                 self._parse_dataclass_field(cast(Any, group), fields[cls, name])
+        choices = {name: item.metadata["choices"] for (_, name), item in fields.items() if "choices" in item.metadata}
         for action in self._actions:
+            action.choices = choices.get(action.dest, action.choices)
             _tidy(action)
 
 
@@ -85,6 +93,7 @@ def _tidy(action: argparse.Action) -> None:
     """Show one spelling of a flag and the type of its value, in place of its name in capitals."""
     action.option_strings = action.option_strings[:1]
     if action.nargs == 0:
+        action.help = f"Turns --{action.dest} off."
         return
     kind = getattr(action.type, "__name__", "value")
     words = {"string_to_bool": "true|false", "str": "TEXT", "dict": "JSON", "int": "INT", "float": "FLOAT"}

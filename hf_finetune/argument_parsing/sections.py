@@ -108,8 +108,9 @@ class ModelArguments:
     )
     batch_norm: str | None = _setting(
         None,
-        "BatchNorm, in place of going with its layer. train: weights and statistics move. frozen: neither. statistics_only, affine_only: "
-        "the one or the other. recalibrate: statistics are estimated on the training photos once, before training; then neither moves.",
+        "What BatchNorm does; by default it trains where its layer trains and is frozen where its layer is. train: weights and statistics "
+        "move. frozen: neither. statistics_only, affine_only: the one or the other. recalibrate: statistics are estimated on the training "
+        "photos once, before training; then neither moves.",
         ("train", "frozen", "statistics_only", "affine_only", "recalibrate"),
     )
     batch_norm_scope: str = _setting(
@@ -174,6 +175,8 @@ class FinetuneArguments(TrainingArguments):
     )
     logging_steps: float = _setting(10, "Steps between log lines; a value below 1 is a fraction of all steps.")
     report: bool = _setting(True, "Write report.html, report.md and plots/ beside the figures of the run.")
+    push_to_hub: bool = _setting(False, "Push the finished run once, at the end: checkpoint, adapter, model card and report in one commit.")
+    hub_model_id: str | None = _setting(None, "Repository to push to: namespace/name, or name in your own namespace.")
     precision: str = _setting(
         "auto",
         "auto: bfloat16 where the hardware computes in it (AMX, AVX512-BF16, Ampere and later), with float32 weights. fp32: float32.",

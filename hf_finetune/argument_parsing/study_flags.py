@@ -10,7 +10,7 @@ from hf_finetune.argument_parsing.fields import Mismatch, shown
 
 STUDY_HELP = {
     "--study": "Run the whole comparison of this recipe, one run after the other, in place of a single run.",
-    "--seeds SEED ...": "Seeds of the comparison, each a run of every cell. (default: 0 1 2; with --preset demo 0 1)",
+    "--seeds SEED ...": "Seeds of the comparison, each a run of every cell. (default: 0 1 2; with --preset demo one or two of them)",
     "--cells FIRST-LAST": "Make these cells alone, counted from 0, such as 0-3 or 2; machines can share a study so. (default: all)",
 }
 

@@ -63,7 +63,8 @@ def test_the_answer_names_the_cell_that_validation_chose(recipe: ModuleType, tmp
     said = "\n".join(recipe.answer(results))
     if recipe.__name__ == "recipes.cat_vs_dog":
         assert said.startswith(
-            "Adam on photos of full size names 80.0 % of the test photos correctly. NAG in its place: no difference shown."
+            "Adam at its best rate on validation, 0.001, names 80.0 % of the test photos (95 % interval 78.0 to 82.0 %) correctly. "
+            "adam_0.001 against adam_0.003: no difference shown (+0.0 points, 95 % interval -1.0 to +3.0), in 1 times its time"
         )
     else:
         assert f"Chosen on validation: **{others[0]}**" in said
@@ -150,7 +151,9 @@ def test_a_published_command_names_no_folder_of_this_machine(tmp_path: Path) -> 
     command = published_command(
         "last_layers", ["--dataset", str(tmp_path), "--model", "timm/resnet18.a1_in1k", f"--config={tmp_path}/a.yaml"]
     )
-    assert command == f"python recipes/last_layers.py --dataset {tmp_path.name} --model timm/resnet18.a1_in1k --config=a.yaml"
+    assert command == (
+        f"python recipes/last_layers.py --dataset path/to/{tmp_path.name} --model timm/resnet18.a1_in1k --config=path/to/a.yaml"
+    )
 
 
 def study(*flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
