@@ -36,7 +36,7 @@ from hf_finetune.reporting.plots import batch_plot, png, range_test_plot
 from hf_finetune.reporting.report import build_report
 from hf_finetune.reporting.wording import write_atomically
 from hf_finetune.run_directory import check_directory, claim_directory, resume_checkpoint
-from hf_finetune.run_metrics import describe_run, model_facts, training_figures
+from hf_finetune.run_metrics import describe_run, model_facts, reset_peak_memory, training_figures
 from hf_finetune.training.callbacks import StopOnSignal
 from hf_finetune.training.evaluation import Evaluation, evaluation_of
 from hf_finetune.training.lr_finder import range_test
@@ -99,6 +99,7 @@ def finetune(arguments: Arguments) -> Run:
     checkpoint = resume_checkpoint(arguments)
     check_directory(arguments)
     set_seed(training.seed)
+    reset_peak_memory(training.device)
 
     dataset = load_splits(arguments, notices)
     model, processor = load_model(arguments.model, dataset, notices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import platform
@@ -28,10 +29,25 @@ from hf_finetune.training.trainer import FinetuneTrainer
 _PACKAGES = ("torch", "transformers", "datasets", "peft", "timm", "accelerate", "evaluate", "hf_finetune")
 
 
-def peak_memory_bytes() -> int:
-    """Return the highest memory in use so far: of the CUDA device where there is one, else of this process (resident set size)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+_PROCESS = Path("/proc/self")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` count from now on; on a CPU outside Linux it goes on counting from the start of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        (_PROCESS / "clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the highest memory in use since `reset_peak_memory`: of a CUDA device, else of this process (resident set size)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in (_PROCESS / "status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -58,7 +74,7 @@ def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from
     `runtime_s` holds what the feature cache took, `caching_s` says how much of it that was.
     """
     validation = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history if entry["step"] >= resumed_from_step)
-    features = trainer.features.summary() if trainer.features else None
+    features = trainer.inputs.summary()
     total, steps = output.metrics["train_runtime"], trainer.state.global_step - resumed_from_step
     images = train_images * trainer.state.epoch * steps / max(trainer.state.global_step, 1)
     parameters = list(trainer.accelerator.unwrap_model(trainer.model).parameters())
@@ -66,11 +82,11 @@ def training_figures(trainer: FinetuneTrainer, output: TrainOutput, resumed_from
         "runtime_s": total,
         "validation_s": validation,
         "samples_per_second": images / max(total - validation, 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
         "feature_cache": features,
-        "caching_s": trainer.inputs.caching_seconds,
+        "caching_s": features["seconds"] if features else 0.0,
         "resumed_from_step": resumed_from_step,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint).name if trainer.state.best_model_checkpoint else None,
         "stages": stages(trainer),

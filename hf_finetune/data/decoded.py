@@ -55,6 +55,13 @@ class DecodedPhotos(torch.utils.data.Dataset):
         self.sizes, self.pixels = np.array(sizes), pixels
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a loader process that is not forked maps the file itself, and does not get a copy of what it holds
+        return {**self.__dict__, "pixels": self.pixels.filename}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "pixels": np.load(state["pixels"], mmap_mode="r")}
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -74,7 +81,7 @@ class DecodedPhotos(torch.utils.data.Dataset):
         return Image.fromarray(np.array(pixels))
 
 
-def _decode(split: datasets.Dataset, side: int, name: str, store: ArrayStore) -> tuple[np.ndarray, np.ndarray]:
+def _decode(split: datasets.Dataset, side: int, name: str, store: ArrayStore) -> tuple[np.memmap, np.memmap]:
     """Return height and width of every photo, [N, 2] int64, and the pixels of all of them, one after another, as uint8."""
     rows = split.select_columns(["image"]).with_format("arrow")
     chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]

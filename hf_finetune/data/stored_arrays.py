@@ -7,8 +7,12 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+import time
+import uuid
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import datasets
 import numpy as np
@@ -16,6 +20,9 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 GIBIBYTE = 2**30
+_ABANDONED_SECONDS = 86_400  # no draft takes a day
+# file → the array that this process reads from it, as long as there is one
+_OPEN: weakref.WeakValueDictionary[Path, np.memmap] = weakref.WeakValueDictionary()
 
 
 class StoreError(Exception):
@@ -54,7 +61,7 @@ class ArrayStore:
     """Arrays in `.npy` files by name, the least recently used ones deleted where the limit would be passed.
 
     A file appears under its name only once it is complete, so that a run that is killed, or a disk that is full, leaves nothing that could
-    be taken for a result; a file that was cut short later is found by its length.
+    be taken for a result; a file that was cut short later is found by its length. What this process has open is not deleted.
 
     Args:
         directory: Made where it is not there.
@@ -64,41 +71,48 @@ class ArrayStore:
     def __init__(self, directory: Path, limit_bytes: int) -> None:
         self.directory, self.limit_bytes = directory, limit_bytes
 
-    def open(self, name: str) -> np.ndarray | None:
+    def open(self, name: str) -> np.memmap | None:
         """Return the array, mapped into memory for reading, or None where there is none that is whole."""
         path = self._path(name)
         try:
-            array = np.load(path, mmap_mode="r")
-            os.utime(path)
+            array = cast(np.memmap, np.load(path, mmap_mode="r"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, EOFError) as error:
             logger.info("The cache file %s cannot be used (%s); it is computed again.", path, error)
-            path.unlink(missing_ok=True)
+            if not isinstance(error, OSError):  # a file that is broken, not one that cannot be read now
+                _delete(path)
             return None
+        with contextlib.suppress(OSError):  # the file of someone else, who shares the folder
+            os.utime(path)
+        _OPEN[path] = array
         return array
 
-    def write(self, name: str, shape: tuple[int, ...], dtype: str, chunks: Iterable[np.ndarray]) -> np.ndarray:
-        """Store the concatenation of `chunks` and return it as `open` does.
+    def write(self, name: str, shape: tuple[int, ...], dtype: str, chunks: Iterable[np.ndarray]) -> np.memmap:
+        """Store the concatenation of `chunks` and return it as `open` does. What the computing of a chunk raises goes through.
 
         Raises:
             StoreError: If the array is larger than the limit, or the disk is full or cannot be written.
         """
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        draft = self.directory / f"{name}.{os.getpid()}.part"
+        draft = self.directory / f"{name}.{uuid.uuid4().hex}.part"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._make_room(size)
-            with draft.open("wb") as file:
-                np.lib.format.write_array_header_2_0(file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+            with self._told():
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._make_room(size)
+                file = draft.open("xb")
+            with file:
+                with self._told():
+                    np.lib.format.write_array_header_2_0(file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
                 for chunk in chunks:
-                    file.write(np.ascontiguousarray(chunk, dtype).data)
-            draft.replace(self._path(name))
-        except OSError as error:
-            raise StoreError(f"{self.directory} cannot be written ({error.strerror or error})") from None
+                    with self._told():
+                        file.write(np.ascontiguousarray(chunk, dtype).data)
+                with self._told():
+                    file.flush()
+            with self._told():
+                draft.replace(self._path(name))
         finally:
-            with contextlib.suppress(OSError):
-                draft.unlink()
+            _delete(draft)
         array = self.open(name)
         if array is None:
             raise StoreError(f"{self._path(name)} was lost right after it was written")
@@ -107,28 +121,57 @@ class ArrayStore:
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.npy"
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"{self.directory} cannot be written ({error.strerror or error})") from None
+
     def _make_room(self, size: int) -> None:
         if size > self.limit_bytes:
             raise StoreError(f"{_amount(size)} are needed and {_amount(self.limit_bytes)} allowed")
-        files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in self.directory.glob("*.npy"))
-        used = sum(length for _, length, _ in files)
-        for _, length, file in files:
+        for path, (_, changed) in _files(self.directory, "*.part"):
+            if changed < time.time() - _ABANDONED_SECONDS:
+                _delete(path)  # of a run that was killed
+        used = sum(length for pattern in ("*.npy", "*.part") for _, (length, _) in _files(self.directory, pattern))
+        for path, (length, _) in sorted(_files(self.directory, "*.npy"), key=lambda file: file[1][1]):
             if used + size <= self.limit_bytes:
                 break
-            file.unlink(missing_ok=True)
-            used -= length
+            if path not in _OPEN:
+                _delete(path)
+                used -= length
+        if used + size > self.limit_bytes:
+            raise StoreError(f"{_amount(size)} are needed beside {_amount(used)} in use, and {_amount(self.limit_bytes)} allowed")
         free = shutil.disk_usage(self.directory).free
         if size > free:
             raise StoreError(f"{_amount(size)} are needed and {_amount(free)} free in {self.directory}")
 
 
+def _files(directory: Path, pattern: str) -> list[tuple[Path, tuple[int, float]]]:
+    """Return files with their length in bytes and the time of their last use; one that vanishes meanwhile is left out."""
+    found = []
+    for path in directory.glob(pattern):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append((path, (status.st_size, status.st_mtime)))
+    return found
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):  # gone already, or in a folder that cannot be written
+        path.unlink()
+
+
 def clear(directory: Path) -> int:
     """Delete the arrays and tables in `directory` and return how many bytes that freed."""
-    files = [file for pattern in ("*.npy", "*.arrow", "*.part") for file in directory.glob(pattern)]
-    freed = sum(file.stat().st_size for file in files)
-    for file in files:
-        file.unlink(missing_ok=True)
-    return freed
+    before = after = 0
+    for pattern in ("*.npy", "*.arrow", "*.part"):
+        before += sum(length for _, (length, _) in _files(directory, pattern))
+        for path, _ in _files(directory, pattern):
+            _delete(path)
+        after += sum(length for _, (length, _) in _files(directory, pattern))
+    return before - after
 
 
 def _amount(count: int) -> str:

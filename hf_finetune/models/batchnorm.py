@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_finetune.errors import ModelError
+from hf_finetune.models.modes import evaluating
 
 
 class BatchNormMode(enum.Enum):
@@ -102,6 +103,24 @@ def require_batchnorm(model: nn.Module, what: str) -> dict[str, nn.Module]:
     return norms
 
 
+def check_recomputation(model: nn.Module) -> None:
+    """Refuse activation checkpointing where a network has none, or where computing activations twice would count them twice.
+
+    Args:
+        model: As it will train, its BatchNorm held where it is not to move.
+
+    Raises:
+        ModelError: With what to do.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", True):
+        raise ModelError(f"--activation_checkpointing does not apply to {type(model).__name__}; leave it out.")
+    if moving := [norm for norm in batchnorm_modules(model).values() if not _is_held(norm)]:
+        raise ModelError(
+            f"--activation_checkpointing computes every batch twice, and {len(moving)} BatchNorm layers would count it twice; "
+            "add --batch_norm frozen, or leave it out."
+        )
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, norms: Iterable[nn.Module], batches: Iterable[torch.Tensor]) -> int:
     """Estimate the running mean and variance of BatchNorm anew, as the mean over batches of each batch's own statistics.
@@ -118,22 +137,19 @@ def recalibrate(model: nn.Module, norms: Iterable[nn.Module], batches: Iterable[
         The number of photos seen.
     """
     chosen: list[Any] = list(norms)
-    modes, momenta = {module: module.training for module in model.modules()}, [norm.momentum for norm in chosen]
-    model.eval()
-    for norm in chosen:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a plain mean over all batches
-        norm.train()
-    photos = 0
-    try:
-        for batch in batches:
-            model(pixel_values=batch)
-            photos += len(batch)
-    finally:
-        for norm, momentum in zip(chosen, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+    momenta, photos = [norm.momentum for norm in chosen], 0
+    with evaluating(model):
+        for norm in chosen:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for a plain mean over all batches
+            norm.train()
+        try:
+            for batch in batches:
+                model(pixel_values=batch)
+                photos += len(batch)
+        finally:
+            for norm, momentum in zip(chosen, momenta, strict=True):
+                norm.momentum = momentum
     return photos
 
 
@@ -181,6 +197,11 @@ def hold_batchnorm(model: nn.Module, predicate: Callable[[str, nn.Module], bool]
     """
     norms = batchnorm_modules(model)
     return BatchNormHold(norms, [name for name, module in norms.items() if predicate is None or predicate(name, module)])
+
+
+def _is_held(norm: nn.Module) -> bool:
+    hooks = [hook for hook in norm._forward_pre_hooks.values() if isinstance(hook, functools.partial) and hook.func is _stay_in_eval]
+    return any(hook.keywords["name"] in hook.keywords["held"] for hook in hooks)
 
 
 def _stay_in_eval(module: nn.Module, _inputs: tuple[Any, ...], *, name: str, held: set[str]) -> None:

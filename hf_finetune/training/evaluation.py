@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_finetune.data.transforms import EvalTransform
+from hf_finetune.models.modes import evaluating
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.features import Rows
@@ -71,7 +72,7 @@ def evaluate_classifier(
     batch_size: int = 64,
     split: str = "test",
 ) -> Evaluation:
-    """Score `model` on every row of `dataset`, on the device that the model is on, and leave the model in the mode it came in.
+    """Score `model` on every row of `dataset`, on the device that the model is on, and leave every module in the mode it came in.
 
     Args:
         model: A classifier whose output has `logits` [B, C].
@@ -83,9 +84,7 @@ def evaluate_classifier(
     device = next(model.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
-    training = model.training
-    model.eval()
     loader = DataLoader(Rows(dataset.with_transform(EvalTransform(processor))), batch_size=batch_size, collate_fn=Collate())
-    logits = [model(pixel_values=batch["pixel_values"].to(device)).logits.float().cpu() for batch in loader]
-    model.train(training)
+    with evaluating(model):
+        logits = [model(pixel_values=batch["pixel_values"].to(device)).logits.float().cpu() for batch in loader]
     return evaluation_of(torch.cat(logits).softmax(-1).numpy(), dataset, split)

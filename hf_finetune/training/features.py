@@ -30,7 +30,7 @@ from hf_finetune.training.prefix import CACHED, FrozenPrefix
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of the files; raise it when the same inputs would give other activations
+_VERSION = 2  # of the files; raise it when the same inputs would give other activations
 # whose code decides what a photo becomes
 _PACKAGES = ("torch", "torchvision", "transformers", "timm", "pillow")
 _SETTINGS_OF_LABELS = ("id2label", "label2id", "label_names", "num_labels", "num_classes", "_name_or_path", "problem_type")
@@ -76,14 +76,21 @@ class CachedFeatures(torch.utils.data.Dataset):
     """Rows of activations in place of photos.
 
     Args:
-        views: For each view of the training photos an array [N, ...] float32; one view without augmentation.
+        views: For each view of the training photos a mapped array [N, ...] float32; one view without augmentation.
         labels: N labels.
-        view: Gives the index of the view that is used now.
+        transform: Knows which of several views is used now; None where there is one.
         dtype: Of the activations as the network computed them.
     """
 
-    def __init__(self, views: list[np.ndarray], labels: list[int], view: Callable[[], int], dtype: torch.dtype) -> None:
-        self.views, self.labels, self.view, self.dtype = views, labels, view, dtype
+    def __init__(self, views: list[np.memmap], labels: list[int], transform: TrainTransform | None, dtype: torch.dtype) -> None:
+        self.views, self.labels, self.transform, self.dtype = views, labels, transform, dtype
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a loader process that is not forked maps the files itself, and does not get a copy of what they hold
+        return {**self.__dict__, "views": [array.filename for array in self.views]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "views": [np.load(file, mmap_mode="r") for file in state["views"]]}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,7 +100,7 @@ class CachedFeatures(torch.utils.data.Dataset):
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Return `cached_activations` and `labels` of the rows."""
-        array = self.views[self.view()]
+        array = self.views[self.transform.view if self.transform else 0]
         return [{CACHED: torch.from_numpy(np.array(array[row])).to(self.dtype), "labels": self.labels[row]} for row in rows]
 
 
@@ -106,7 +113,7 @@ class FeatureCache:
         evaluation: The view of a photo without augmentation.
         batch_size: Photos a forward pass of the prefix.
         autocast: The precision to compute in.
-        dtype: Of what autocast computes.
+        precision: What names that precision, with the device where it matters; activations of another one are not served.
 
     Attributes:
         seconds: Spent on computing and reading so far.
@@ -122,10 +129,10 @@ class FeatureCache:
         *,
         batch_size: int = 64,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        dtype: torch.dtype = torch.float32,
+        precision: str = "float32",
     ) -> None:
         self.prefix, self.store, self.evaluation = prefix, store, evaluation
-        self.batch_size, self.autocast, self.dtype = batch_size, autocast, dtype
+        self.batch_size, self.autocast, self.precision = batch_size, autocast, precision
         self.seconds, self.computed, self.reused = 0.0, 0, 0
         self._network = digest(prefix.boundary, prefix.description(), self._settings(), *self._weights())
 
@@ -134,26 +141,21 @@ class FeatureCache:
 
         Raises:
             StoreError: If they cannot be kept.
+            ValueError: If `transform` draws new views in every epoch.
         """
         random = transform if isinstance(transform, TrainTransform) and transform.random else None
         start, data = time.perf_counter(), data_fingerprint(split)
         if random is None:
-            arrays, view = [self._array(split, self.evaluation, data, "evaluation")], lambda: 0
+            arrays = [self._array(split, self.evaluation, data, "evaluation")]
+        elif random.views is None:
+            raise ValueError("Of a transform that draws new views in every epoch there is nothing to keep; give it a number of views.")
         else:
-            drawn = range(random.views or 1)
-            arrays = [self._array(split, random.at_view(k), data, f"{random!r} {k}") for k in drawn]
-            view = lambda: random.view  # noqa: E731
+            arrays = [self._array(split, random.at_view(k), data, f"{random!r} {k}") for k in range(random.views)]
         self.seconds += time.perf_counter() - start
-        return CachedFeatures(arrays, split.with_format(None)["label"][:], view, self.dtype)
+        return CachedFeatures(arrays, split.with_format(None)["label"][:], random, self.prefix.dtype)
 
-    def summary(self) -> dict[str, Any]:
-        """Return what `metrics.json` says of the cache."""
-        return {"boundary": self.prefix.boundary, "computed": self.computed, "reused": self.reused, "seconds": self.seconds}
-
-    def _array(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform, data: str, view: str) -> np.ndarray:
-        name = digest(
-            str(_VERSION), *map(importlib.metadata.version, _PACKAGES), self._network, data, self._pixels(), str(self.dtype), view
-        )
+    def _array(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform, data: str, view: str) -> np.memmap:
+        name = digest(str(_VERSION), *map(importlib.metadata.version, _PACKAGES), self._network, data, self._pixels(), self.precision, view)
         found = self.store.open(name)
         if found is not None:
             self.reused += len(split)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import datasets
 import torch
@@ -43,12 +46,15 @@ class Inputs:
         self.train = Rows(train.with_transform(transform))
         self.validation = Rows(validation.with_transform(self.evaluation))
         self.features: FeatureCache | None = None
-        self._earlier_seconds = 0.0
+        self._earlier: list[FeatureCache] = []
 
-    @property
-    def caching_seconds(self) -> float:
-        """Spent so far on computing and reading what is kept of frozen parts, of all stages of a schedule."""
-        return self._earlier_seconds + (self.features.seconds if self.features else 0.0)
+    def summary(self) -> dict[str, Any] | None:
+        """Return what the feature cache did so far, in all stages of a schedule together; None where there was none."""
+        caches = [*self._earlier, *([self.features] if self.features else [])]
+        if not caches:
+            return None
+        totals = {key: sum(getattr(cache, key) for cache in caches) for key in ("computed", "reused", "seconds")}
+        return {"boundaries": [cache.prefix.boundary for cache in caches], **totals}
 
     @property
     def evaluation(self) -> EvalTransform:
@@ -68,15 +74,33 @@ class Inputs:
         self.validation.source = self.photos["validation"].with_transform(self.evaluation)
         if any(not parameter.requires_grad for parameter in model.parameters()):  # else nobody expects a cache
             self._keep_features(model, sharded)
-        if self.features is None and self.transform.crops and epochs > 1:
+        if self.transform.crops and epochs > 1 and (self.features is None or self._drawn_anew()):
             self._keep_photos()
 
     def release(self) -> None:
         """Let the whole network compute again."""
         if self.features is not None:
             self.features.prefix.detach()
-            self._earlier_seconds += self.features.seconds
+            self._earlier.append(self.features)
             self.features = None
+
+    def detach(self) -> None:
+        """Let the network take photos alone until `choose`, or inside `attached`."""
+        if self.features is not None:
+            self.features.prefix.detach()
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Let the network take activations inside the block, where there are some, and be as it was afterwards."""
+        prefix = self.features.prefix if self.features else None
+        if prefix is None or prefix.attached:
+            yield
+            return
+        prefix.attach()
+        try:
+            yield
+        finally:
+            prefix.detach()
 
     def rows(self, photos: datasets.Dataset) -> Rows:
         """Return what evaluation reads for `photos`: their activations where there is a cache, else the photos transformed."""
@@ -94,8 +118,11 @@ class Inputs:
 
     def _keep_features(self, model: nn.Module, sharded: bool) -> None:
         """Compute the activations of the frozen part once, for training and evaluation; one log line says so, or why not."""
+        anew = self._drawn_anew()
         try:
             self._refuse_features(sharded)
+            if anew and self.args.eval_strategy == "no":
+                raise PrefixError(anew)
             images = torch.stack([self.photos["train"].with_transform(self.evaluation)[row]["pixel_values"] for row in (0, -1)])
             features = FeatureCache(
                 find_frozen_prefix(model, images.to(self.args.device), self.autocast),
@@ -103,10 +130,11 @@ class Inputs:
                 self.evaluation,
                 batch_size=self.args.eval_batch_size,
                 autocast=self.autocast,
-                dtype=computing_dtype(self.args),
+                precision=self._precision(),
             )
-            with self.args.main_process_first(desc="features"):
-                self.train.source = features.rows(self.photos["train"], self.transform)
+            if not anew:
+                with self.args.main_process_first(desc="features"):
+                    self.train.source = features.rows(self.photos["train"], self.transform)
         except (PrefixError, StoreError) as reason:
             logger.info("No feature cache: %s.", str(reason).removesuffix("."))
             return
@@ -116,8 +144,9 @@ class Inputs:
             with self.args.main_process_first(desc="features"):
                 self.validation.source = self.rows(self.photos["validation"]).source
         logger.info(
-            "Feature cache: what is frozen below %s is not computed again in any epoch (%d photos computed in %.0f s, %d found).",
-            *(features.summary()[key] for key in ("boundary", "computed", "seconds", "reused")),
+            "Feature cache%s: what is frozen below %s is not computed again in any epoch (%d photos computed in %.0f s, %d found).",
+            f" for validation alone, since {anew.removesuffix('.')}" if anew else "",
+            *(features.prefix.boundary, features.computed, features.seconds, features.reused),
         )
 
     def _keep_photos(self) -> None:
@@ -135,10 +164,19 @@ class Inputs:
         """Raise `PrefixError` where the settings of the run leave nothing to keep."""
         if self.args.feature_cache_gb == 0:
             raise PrefixError("--feature_cache_gb is 0.")
-        if self.mixed:
-            raise PrefixError("--mixup_alpha and --cutmix_alpha mix photos, not activations.")
-        if self.transform.random and self.transform.views is None:
-            what = "--random_erasing" if self.transform.augmentation == "none" else f"--augmentation {self.transform.augmentation}"
-            raise PrefixError(f"{what} draws new views in every epoch; --augmentation_views K keeps K of them.")
         if self.args.torch_compile or sharded or self.args.n_gpu > 1:
             raise PrefixError("it does not work with --torch_compile, FSDP, DeepSpeed or several GPUs in one process.")
+
+    def _drawn_anew(self) -> str | None:
+        """Return why the photos of training have no activations that could be kept, or None; those of validation have."""
+        if self.mixed:
+            return "--mixup_alpha and --cutmix_alpha mix photos, not activations."
+        if self.transform.random and self.transform.views is None:
+            what = "--random_erasing" if self.transform.augmentation == "none" else f"--augmentation {self.transform.augmentation}"
+            return f"{what} draws new views in every epoch; --augmentation_views K keeps K of them."
+        return None
+
+    def _precision(self) -> str:
+        """Return what decides how exactly activations are computed."""
+        device = self.args.device.type
+        return f"{computing_dtype(self.args)} {device}{' tf32' if device == 'cuda' and torch.backends.cuda.matmul.allow_tf32 else ''}"

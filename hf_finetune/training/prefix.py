@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_finetune.models.modes import evaluating
+
 CACHED = "cached_activations"
 # a part below which keeping activations on disk costs more than computing them
 _WORTHWHILE = 0.1
@@ -46,15 +48,24 @@ class FrozenPrefix:
         outputs: What each of them returned for the images that were tried; tensors serve as shapes.
         image_shape: Of one image, 3 × height × width.
         batch: How many images were tried.
+
+    Attributes:
+        dtype: Of the activations, as the network computes them; known once the part was tried.
     """
 
     def __init__(
         self, model: nn.Module, boundary: str, skipped: list[str], outputs: dict[str, Any], image_shape: torch.Size, batch: int
     ) -> None:
+        self.dtype = torch.float32
         self.model, self.boundary, self.skipped = model, boundary, skipped
         self._outputs, self._image_shape, self._batch = outputs, image_shape, batch
         self._activations: torch.Tensor | None = None
         self._undo: list[Callable[[], None]] = []
+
+    @property
+    def attached(self) -> bool:
+        """Whether the network takes `cached_activations` now."""
+        return bool(self._undo)
 
     def attach(self) -> None:
         """Let the network take `cached_activations` from now on."""
@@ -73,6 +84,7 @@ class FrozenPrefix:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+        self._activations = None
 
     def activations(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the input of the boundary for `pixel_values` [B, 3, H, W], computed in evaluation mode and without gradients."""
@@ -84,7 +96,7 @@ class FrozenPrefix:
 
         hook = self.model.get_submodule(self.boundary).register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         try:
-            with torch.no_grad(), _evaluating(self.model):
+            with torch.no_grad(), evaluating(self.model):
                 self.model(pixel_values=pixel_values)
         except _ReachedError:
             pass
@@ -126,9 +138,9 @@ class FrozenPrefix:
         return _nan(self._activations).to(value.dtype).expand(count, *value.shape[1:])
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if CACHED not in kwargs:
+        self._activations = kwargs.get(CACHED)
+        if self._activations is None:
             return None
-        self._activations = kwargs[CACHED]
         kwargs = {key: value for key, value in kwargs.items() if key != CACHED}
         kwargs["pixel_values"] = _nan(self._activations).expand(len(self._activations), *self._image_shape)
         return args, kwargs
@@ -142,7 +154,8 @@ class FrozenPrefix:
         return (*args[:position], self._activations, *args[position + 1 :]), kwargs
 
     def _end(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._activations = None
+        if not torch.is_grad_enabled():
+            self._activations = None  # else the backward pass of activation checkpointing runs modules again, which need them until then
 
 
 def find_frozen_prefix(
@@ -204,10 +217,15 @@ class _Trace:
     def first_trainable(self) -> str:
         """Return the module that owns a trainable parameter and runs first."""
         owners = {name for name, module in self.model.named_modules() if any(p.requires_grad for p in module.parameters(recurse=False))}
-        ran = [name for name in owners if name in self.entered]
-        if not ran:
+        if not owners:
             raise PrefixError("nothing of the network trains.")
-        return min(ran, key=lambda name: self.entered[name][0])
+        return min(map(self._entered, owners), key=lambda name: self.entered[name][0])
+
+    def _entered(self, name: str) -> str:
+        """Return the module itself, or the nearest one around it that ran: some use the weights of a part without calling it."""
+        while name not in self.entered:
+            name = name.rpartition(".")[0]
+        return name
 
     def prefix(self, boundary: str) -> FrozenPrefix | None:
         """Return what can be left out before `boundary`, or None where that is nothing."""
@@ -241,6 +259,7 @@ def _same_scores(prefix: FrozenPrefix, images: torch.Tensor, logits: torch.Tenso
     """Whether the network gives `logits` from the boundary on, too."""
     try:
         activations = prefix.activations(images).clone()
+        prefix.dtype = activations.dtype
         prefix.attach()
         found = prefix.model(**{CACHED: activations}).logits
     except (RuntimeError, TypeError, ValueError, IndexError, LookupError):
@@ -310,21 +329,10 @@ def _nan(like: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-@contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Give back modes, buffers and the random state when the block ends."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng(), _evaluating(model):
+    with torch.random.fork_rng(), evaluating(model):
         try:
             yield
         finally:

@@ -22,7 +22,7 @@ from hf_finetune.argument_parsing.rates import parse_rates
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.mixing import BatchMixing
 from hf_finetune.data.transforms import TrainTransform
-from hf_finetune.models.batchnorm import BatchNormPolicy
+from hf_finetune.models.batchnorm import BatchNormPolicy, check_recomputation
 from hf_finetune.models.classifier import quiet
 from hf_finetune.models.freezing import Freezer, FreezeSchedule
 from hf_finetune.models.layers import group_table
@@ -140,6 +140,8 @@ class FinetuneTrainer(Trainer):
         self._trained: set[str] = set()
         if self.freezer:
             self.freezer.apply(last_epoch(args))
+        if args.activation_checkpointing:
+            check_recomputation(model)
         check_rates(model, parse_rates(args.group_lr or ""), args.layer_groups)  # here: where the optimizer is made the run has begun
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         super().__init__(
@@ -207,6 +209,13 @@ class FinetuneTrainer(Trainer):
             return super()._get_learning_rate()
         return max(group["lr"] for group in cast(torch.optim.Optimizer, self.optimizer).param_groups)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the stock Trainer does, and leave a network without hooks of the feature cache, which can be copied and saved whole."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.inputs.detach()
+
     def predict_split(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the probabilities [N, C] float32 of the model in evaluation mode for the rows of `dataset`, in their order."""
         output = self.predict(self.inputs.rows(dataset))
@@ -247,8 +256,8 @@ class FinetuneTrainer(Trainer):
                 logger.info("BatchNorm: mean and variance of %d layers estimated anew on %d training photos.", norms, photos)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the average of the weights, where there is one."""
-        with self.average.in_place() if self.average else contextlib.nullcontext():
+        """Evaluate the average of the weights, where there is one, from cached activations, where there are some."""
+        with self.inputs.attached(), self.average.in_place() if self.average else contextlib.nullcontext():
             return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:

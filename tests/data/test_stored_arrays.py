@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -52,14 +53,58 @@ def test_the_least_recently_used_makes_room(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def parts():
-        yield ARRAY[:2]
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class FullDisk(io.FileIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(Path, "open", lambda path, mode: FullDisk(path, mode.replace("b", "")))
     with pytest.raises(StoreError) as error:
-        store(tmp_path).write("a", (4, 3), "float32", parts())
+        store(tmp_path).write("a", (4, 3), "float32", [ARRAY])
     assert str(error.value) == f"{tmp_path} cannot be written (No space left on device)"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_goes_wrong_while_a_chunk_is_computed_is_not_taken_for_the_disk(tmp_path: Path) -> None:
+    def parts():
+        yield ARRAY[:2]
+        raise OSError("image file is truncated")
+
+    with pytest.raises(OSError, match=r"^image file is truncated$"):
+        store(tmp_path).write("a", (4, 3), "float32", parts())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_use_is_not_deleted(tmp_path: Path) -> None:
+    small = store(tmp_path, 400)  # a file takes 176 bytes
+    first = small.write("a", (4, 3), "float32", [ARRAY])
+    with pytest.raises(StoreError) as error:
+        small.write("b", (60,), "float32", [np.zeros(60)])
+    assert str(error.value) == "240 bytes are needed beside 176 bytes in use, and 400 bytes allowed"
+    np.testing.assert_array_equal(first, ARRAY)
+    del first
+    small.write("b", (60,), "float32", [np.zeros(60)])
+    assert [path.name for path in tmp_path.iterdir()] == ["b.npy"]
+
+
+def test_a_draft_of_a_killed_run_counts_and_is_deleted_after_a_day(tmp_path: Path) -> None:
+    young, old = tmp_path / "x.1.part", tmp_path / "y.2.part"
+    for path in (young, old):
+        path.write_bytes(bytes(300))
+    os.utime(old, (1, 1))
+    with pytest.raises(StoreError, match="beside 300 bytes in use"):
+        store(tmp_path, 320).write("a", (4, 3), "float32", [ARRAY])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.1.part"]
+
+
+def test_a_file_of_someone_else_is_read_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path).write("a", (4, 3), "float32", [ARRAY])
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    np.testing.assert_array_equal(store(tmp_path).open("a"), ARRAY)
+    assert (tmp_path / "a.npy").is_file()
 
 
 def test_clearing_says_how_much_was_freed(tmp_path: Path) -> None:

@@ -24,3 +24,12 @@ def test_a_table_row_an_image_and_the_metrics_of_the_report(checkpoint_of: Calla
     hits = np.array(table["label"]) == np.array(table["prediction"])
     assert evaluation.metrics["accuracy"] == hits.mean()
     assert evaluation.metrics["per_class"].keys() == set(NAMES)
+
+
+def test_every_module_is_in_its_own_mode_afterwards(checkpoint_of, photos) -> None:
+    model, processor = load_classifier(str(checkpoint_of("timm_resnet")), NAMES)
+    model.train()
+    model.timm_model.bn1.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    evaluate_classifier(model, photos["test"], processor)
+    assert {name: module.training for name, module in model.named_modules()} == before

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hf_finetune.data.stored_arrays import ArrayStore
 from hf_finetune.data.transforms import EvalTransform, TrainTransform
+from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.models.freezing import FreezeSchedule, freeze
 from hf_finetune.models.lora import add_lora
@@ -73,6 +77,90 @@ def test_cached_and_uncached_training_give_the_same_weights(kind, adapt, views, 
     assert_near(found[True][0], found[False][0])
     torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[True][2], found[False][2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm_vit", "timm_resnet"])
+def test_activations_that_are_computed_again_in_the_backward_pass(kind: str, make_trainer) -> None:
+    found = []
+    for checkpointing in (True, False):
+        settings = {
+            "activation_checkpointing": checkpointing,
+            "batch_norm": BatchNormPolicy(BatchNormMode.FROZEN) if "res" in kind else None,
+        }
+        trainer = make_trainer(kind, schedule=FreezeSchedule.parse("last:2"), num_train_epochs=1, **settings)
+        trainer.train()
+        assert trainer.features is not None
+        found.append(weights_of(trainer.model))
+    assert_near(*found)
+
+
+@pytest.mark.parametrize(("kind", "which"), [("vit", "last:1"), ("vit", "head"), ("timm_vit", "last:2"), ("timm_resnet", "last:1")])
+def test_activations_keep_their_own_dtype_under_autocast(kind: str, which: str, checkpoint_of) -> None:
+    torch.manual_seed(0)
+    model, _ = load_classifier(str(checkpoint_of(kind)), NAMES)
+    freeze(model, FreezeSchedule.parse(which))
+    images = torch.randn(2, 3, 32, 32)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    prefix = find_frozen_prefix(model, images, autocast)
+    with autocast(), torch.no_grad():
+        expected = model(pixel_values=images).logits
+        kept = prefix.activations(images).float().to(prefix.dtype)  # as the file and the loader make it
+        prefix.attach()
+        assert torch.equal(model(**{CACHED: kept}).logits, expected)
+
+
+def test_a_trained_model_has_no_hooks_of_the_cache(make_trainer, photos) -> None:
+    trainer = make_trainer("timm_resnet", adapt=frozen("last:1"), eval_strategy="epoch", num_train_epochs=1)
+    trainer.train()
+    expected = trainer.predict_split(photos["test"])
+    twin = copy.deepcopy(trainer.model)
+    pickle.loads(pickle.dumps(trainer.model))
+    with torch.no_grad():
+        trainer.model.timm_model.conv1[0].weight.zero_()  # the copy must not compute with the modules of the original
+    pixels = torch.stack([EvalTransform(trainer.processing_class)(photos["test"][:4])["pixel_values"][row] for row in range(4)])
+    found = twin.eval()(pixel_values=pixels).logits.softmax(-1)
+    torch.testing.assert_close(found.detach(), torch.from_numpy(expected[:4]), rtol=1e-4, atol=1e-5)
+
+
+def test_validation_is_read_from_the_cache_where_training_draws_views(make_trainer, photos, caplog) -> None:
+    with caplog.at_level("INFO"):
+        trainer = make_trainer("timm_resnet", adapt=frozen("head"), augmentation="light", eval_strategy="epoch")
+        trainer.train()
+    assert CACHED in trainer.inputs.validation[0]
+    assert "pixel_values" in trainer.inputs.train[0]
+    assert trainer.inputs.summary()["computed"] == len(photos["validation"])
+    assert "Feature cache for validation alone, since --augmentation light draws new views in every epoch" in caplog.text
+    plain = make_trainer("timm_resnet", adapt=frozen("head"), augmentation="light", eval_strategy="epoch", feature_cache_gb=0.0)
+    plain.train()
+    assert_near(weights_of(trainer.model), weights_of(plain.model))
+    losses = [[entry["eval_loss"] for entry in one.state.log_history if "eval_loss" in entry] for one in (trainer, plain)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+def test_the_summary_counts_every_stage_of_a_schedule(make_trainer, photos) -> None:
+    trainer = make_trainer("timm_resnet", schedule=FreezeSchedule.parse("gradual:start=1,every=1,stop=2"))
+    trainer.train()
+    summary = trainer.inputs.summary()
+    assert len(summary["boundaries"]) == 2
+    assert summary["computed"] == 2 * len(photos["train"])
+    whole = make_trainer("timm_resnet", schedule=FreezeSchedule.parse("head_then_all:epochs=1"))
+    whole.train()
+    assert whole.features is None
+    assert whole.inputs.summary()["computed"] == len(photos["train"])
+
+
+def test_loader_processes_that_are_not_forked_map_the_same_file(make_trainer) -> None:
+    trainer = make_trainer("timm_resnet", adapt=frozen("head"), augmentation="light", views=2, max_steps=1)
+    trainer.train()
+    source = trainer.inputs.train.source
+    written = pickle.dumps(source)
+    twin = pickle.loads(written)
+    assert isinstance(twin.views[0], np.memmap)
+    assert [view.filename for view in twin.views] == [view.filename for view in source.views]
+    assert torch.equal(twin[3][CACHED], source[3][CACHED])
 
 
 def test_a_second_run_with_another_seed_finds_everything(make_trainer, photos) -> None:
@@ -191,7 +279,7 @@ def test_weights_that_only_the_trained_part_uses_do_not_matter(checkpoint_of) ->
     [
         ({"augmentation": "light"}, 1.0, "--augmentation light draws new views in every epoch; --augmentation_views K keeps K of them"),
         ({}, 0.0, "--feature_cache_gb is 0"),
-        ({}, 1e-6, "0.00 GiB are needed and 0.00 GiB allowed"),
+        ({}, 1e-6, "2560 bytes are needed and 1073 bytes allowed"),
     ],
 )
 def test_one_line_says_why_there_is_no_cache(overrides, limit, line, make_trainer, caplog) -> None:

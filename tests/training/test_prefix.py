@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_finetune.models.batchnorm import hold_batchnorm
 from hf_finetune.models.classifier import load_classifier
@@ -108,3 +109,25 @@ def test_stochastic_depth_in_the_frozen_part_is_refused(kind: str, checkpoint_of
         find_frozen_prefix(model, IMAGES)
     assert str(error.value) == "the frozen part computes differently in training (dropout, or BatchNorm that follows the batch)."
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Borrowing(torch.nn.Module):
+    """A network whose attention uses the weights of a layer that it never calls, as those of timm's BEiT and Swin v2 do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 8, stride=8)
+        self.attention = torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(8), "qkv": torch.nn.Linear(8, 8)})
+        self.attention.forward = lambda x: torch.nn.functional.linear(self.attention["norm"](x), self.attention["qkv"].weight)
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        return ImageClassifierOutput(logits=self.head(self.attention(self.stem(pixel_values).flatten(2).mean(2))))
+
+
+def test_weights_that_are_used_without_calling_their_layer_are_trained() -> None:
+    torch.manual_seed(0)
+    model = Borrowing()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name == "attention.qkv.weight")
+    assert find_frozen_prefix(model, IMAGES).boundary == "attention"

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from hf_finetune.errors import ModelError
 from hf_finetune.models.freezing import FreezeSchedule, freeze, head_parameter_names
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.trainer import FinetuneTrainer
@@ -124,6 +125,23 @@ def test_predictions_are_probabilities_in_the_order_of_the_rows(make_trainer: Ma
 def test_activation_checkpointing_gives_the_same_weights(kind: str, adapt: Callable | None, make_trainer: MakeTrainer):
     settings = {"adapt": adapt or (lambda model: model), "num_train_epochs": 1}
     assert_close(trained(make_trainer(kind, **settings)), trained(make_trainer(kind, activation_checkpointing=True, **settings)), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "timm_resnet",
+            "--activation_checkpointing computes every batch twice, and 15 BatchNorm layers would count it twice; add --batch_norm frozen, "
+            "or leave it out.",
+        ),
+        ("convnext", "--activation_checkpointing does not apply to ConvNextForImageClassification; leave it out."),
+    ],
+)
+def test_activation_checkpointing_that_cannot_be_exact_is_refused(kind: str, message: str, make_trainer: MakeTrainer):
+    with pytest.raises(ModelError) as error:
+        make_trainer(kind, activation_checkpointing=True)
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("cached", [False, True])
