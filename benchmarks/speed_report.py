@@ -20,8 +20,7 @@ HEADER = ("row", "side", "images/s", "wall s", "peak MiB", "x stock", "of raw li
 SIDE_NAMES = {"stock": "stock Trainer", "ours": "this project", "raw": "raw step", "fastai": "fastai"}
 PACKAGES = ("torch", "transformers", "timm", "peft", "fastai")
 METHOD = """\
-Each side of each row runs in a process of its own, in turn, round by round; a figure is the median of its rounds, a ratio the median of
-the ratios within a round.
+Each side of each row runs in a process of its own, in turn, round by round.
 
 - *stock Trainer*: `transformers.Trainer` as its public image-classification example sets it up (fp32, transforms of torchvision in the
   training process), with `peft` for LoRA.
@@ -32,8 +31,8 @@ the ratios within a round.
 
 Wall time is that of the training call, reading photos included; loading the model and checking the data set are not in it. What a
 Trainer does before it begins and its first step are left out as a warm-up, except in the rows that train for several epochs without
-augmentation: there everything counts. Filling a cache, empty at first, with photos or with features of a frozen part always counts.
-Evaluation warms up on one batch of other photos. Memory is the peak resident memory of the measuring process; processes that load
+augmentation: there everything counts, filling the feature cache, which is empty at first, too. The rows with random views read every photo
+once, so no decoded photo is read again in them. Evaluation warms up on one batch of other photos. Memory is the peak resident memory of the measuring process; processes that load
 photos come on top, the largest that had ended is in `speed.csv`."""
 
 
@@ -167,6 +166,7 @@ def write_markdown(results: Results, path: Path, command: str, notes: Sequence[s
         f"Generated on {time.strftime('%Y-%m-%d')} by `{command}`.",
         f"Machine: {machine()}{'' if device == 'cpu' else f', {device}'}. Versions: Python {platform.python_version()}, "
         f"{', '.join(map(version, PACKAGES))}.",
+        "A figure is the median of its rounds; a ratio is the median of the ratios within a round, not the quotient of two figures.",
         table(results),
         "This project in each row; in brackets the least and the greatest of the rounds:",
         "\n".join(sentence(results, row) for row in results.rows()),
