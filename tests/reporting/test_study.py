@@ -80,6 +80,43 @@ def test_training_time_is_that_of_whole_runs_without_caching(tmp_path: Path) -> 
     assert (found.training_seconds, found.caching_seconds) == (6.0, 4.0)
 
 
+def test_a_cell_is_compared_with_its_own_reference(tmp_path: Path) -> None:
+    study = Study(tmp_path, CELLS, [0, 1, 2], FakeRuns(), reference=lambda cell: "head" if cell == "head" else "all")
+    assert [(result.name, result.verdict) for result in study.run()] == [
+        ("head", "the reference"),
+        ("all", "the reference"),
+        ("same", "worse"),
+    ]
+    page = (tmp_path / "study.md").read_text()
+    assert "- same against all: worse (-15.0 points, 95 % interval -" in page
+    assert "all against" not in page.replace("same against all", "")
+
+
+@pytest.mark.parametrize(
+    ("computed", "said"),
+    [
+        ({"head": 0, "all": 9}, "in 2 times its time (20.0 s against 10.0 s, features of the frozen part not counted)."),
+        ({"head": 9, "all": 9}, "in 1.5 times its time (24.0 s against 16.0 s)."),
+        ({"head": 9, "all": None}, "in 1.2 times its time (20.0 s against 16.0 s)."),
+    ],
+)
+def test_times_are_compared_with_the_features_unless_they_were_there_already(computed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    cells = {name: CELLS[name] for name in ("head", "all")}
+    study = Study(tmp_path, cells, [0], FakeRuns())
+    study.run()
+    seconds = {"head": 10.0, "all": 20.0}
+    caching = {"head": 6.0, "all": 4.0}
+    for name, count in computed.items():
+        path = tmp_path / name / "seed0" / "metrics.json"
+        metrics = json.loads(path.read_text())
+        spent = caching[name] if count else 0.0
+        cache = None if count is None else {"boundaries": ["fc"], "computed": count, "reused": 9 - count, "seconds": spent}
+        metrics["train"] |= {"runtime_s": seconds[name] + spent, "caching_s": spent, "feature_cache": cache}
+        path.write_text(json.dumps(metrics))
+    study.write()
+    assert said in (tmp_path / "study.md").read_text()
+
+
 def test_another_seed_with_other_settings_is_refused_too(tmp_path: Path) -> None:
     Study(tmp_path, CELLS, [0], FakeRuns()).run()
     with pytest.raises(DataError) as error:
