@@ -28,7 +28,7 @@ DEMO |= {"learning_rate": 1e-3, "head_lr": 1e-2}
 
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Return strategy 1 with all and with half of the layers, then strategy 2 in its variants, which end with the same layers."""
+    """Return strategy 1 with all and half of the layers, strategy 2 in its variants, which end with the same layers, and the head alone."""
     from hf_finetune.models.classifier import load_classifier
     from hf_finetune.models.layers import layer_groups
 
@@ -48,6 +48,7 @@ def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
         "gradual_half": {"freeze": gradual(half)},
         "gradual_all_warmup": {"freeze": gradual(groups), "unfreeze_warmup": 10},
         "head_then_all": {"freeze": f"head_then_all:epochs={max(1, round(epochs / 4))}"},
+        "head": {"freeze": "head"},
     }
     return {name: {"unfreeze_warmup": 0, "feature_cache_gb": 0, **settings} for name, settings in compared.items()}
 
