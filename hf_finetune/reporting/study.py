@@ -20,13 +20,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from hf_finetune.errors import ConfigError, DataError, listed
-from hf_finetune.reporting.intervals import Interval
+from hf_finetune.reporting.intervals import Interval, seeds_and_photos_interval
 from hf_finetune.reporting.markdown import markdown_table, markdown_text
 from hf_finetune.reporting.plots import compared_cells, png
 from hf_finetune.reporting.wording import amount, duration, percent, size, write_atomically
-
-_RESAMPLES = 4000
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -257,30 +254,6 @@ class Study:
             reference=reference,
             found_features=bool(cached) and not any(one["computed"] for one in cached),
         )
-
-
-def seeds_and_photos_interval(values: np.ndarray, *, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
-    """Return the 95 % percentile bootstrap interval of a mean over seeds and photos, both drawn anew in every resample.
-
-    Seeds and photos are crossed, so each is resampled by itself: A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1,
-    2007, https://arxiv.org/abs/0712.1111. With one seed the interval is over photos alone, and too narrow for another training.
-
-    Args:
-        values: [seeds, photos]: 1 for a right prediction and 0 for a wrong one, or the difference of two such.
-        resamples: Bootstrap samples.
-        seed: Of the draws; the same seed gives the same interval.
-    """
-    generator = np.random.default_rng(seed)
-    seeds, photos = values.shape
-    weights_of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    means = np.empty(resamples)
-    for start in range(0, resamples, 500):  # bounds the memory
-        part = slice(start, min(start + 500, resamples))
-        weights_of_photos = generator.multinomial(photos, np.full(photos, 1 / photos), part.stop - part.start) / photos
-        means[part] = np.einsum("rs,sp,rp->r", weights_of_seeds[part], values, weights_of_photos, optimize=True)
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(low), float(high))
 
 
 def sentence(result: CellResult, results: Sequence[CellResult]) -> str:

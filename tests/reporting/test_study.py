@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_finetune.errors import ConfigError, DataError
-from hf_finetune.reporting.study import Study, seeds_and_photos_interval
+from hf_finetune.reporting.intervals import seeds_and_photos_interval
+from hf_finetune.reporting.study import Study
 
 PHOTOS = 400
 CELLS = {"head": {"freeze": "head"}, "all": {"freeze": "none"}, "same": {"freeze": "last:1"}}
