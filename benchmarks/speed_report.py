@@ -31,9 +31,9 @@ Each side of each row runs in a process of its own, in turn, round by round.
 
 Wall time is that of the training call, reading photos included; loading the model and checking the data set are not in it. What a
 Trainer does before it begins and its first step are left out as a warm-up, except in the rows that train for several epochs without
-augmentation: there everything counts, filling the feature cache, which is empty at first, too. The rows with random views read every photo
-once, so no decoded photo is read again in them. Evaluation warms up on one batch of other photos. Memory is the peak resident memory of the measuring process; processes that load
-photos come on top, the largest that had ended is in `speed.csv`."""
+augmentation: there everything counts, filling the feature cache, which is empty at first, too. The rows with random views read every
+photo once, so no decoded photo is read again in them. Evaluation warms up on one batch of other photos. Memory is the peak resident
+memory of the measuring process; processes that load photos come on top, the largest that had ended is in `speed.csv`."""
 
 
 class Results:
