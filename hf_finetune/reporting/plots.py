@@ -175,7 +175,7 @@ def compared_cells(cells: Sequence[tuple[str, float, Interval, Interval | None]]
         axes.axvline(0, color=theme.ink, linewidth=0.8, linestyle=":")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0"))
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=2))
-        axes.set_xlabel("difference from its reference in points, 95 % interval, paired")
+        axes.set_xlabel("points above its reference, paired, 95 % interval")
     figure.suptitle(one_line(title, 100), color=theme.ink, fontsize=11)
     return figure
 
