@@ -272,10 +272,9 @@ def _compared_time(result: CellResult, reference: CellResult) -> str:
     both = (result, reference)
     found = any(one.found_features for one in both)
     own, others = (one.training_seconds + (0 if found else one.caching_seconds) for one in both)
-    ratio = f"in {own / max(others, 1e-9):.2g} times its time ({duration(own)} against {duration(others)}"
-    return (
-        f"{ratio}, features of the frozen part not counted)" if found and max(one.caching_seconds for one in both) >= 0.5 else f"{ratio})"
-    )
+    ratio = own / max(others, 1e-9)
+    said = f"in {'about the same' if abs(ratio - 1) < 0.05 else f'{ratio:.2g} times its'} time ({duration(own)} against {duration(others)}"
+    return f"{said}, features of the frozen part not counted)" if found and max(one.caching_seconds for one in both) >= 0.5 else f"{said})"
 
 
 def chosen(results: Sequence[CellResult]) -> CellResult:

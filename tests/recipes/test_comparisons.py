@@ -64,7 +64,7 @@ def test_the_answer_names_the_cell_that_validation_chose(recipe: ModuleType, tmp
     if recipe.__name__ == "recipes.cat_vs_dog":
         assert said.startswith(
             "Adam at its best rate on validation, 0.001, names 80.0 % of the test photos (95 % interval 78.0 to 82.0 %) correctly. "
-            "adam_0.001 against adam_0.003: no difference shown (+0.0 points, 95 % interval -1.0 to +3.0), in 1 times its time"
+            "adam_0.001 against adam_0.003: no difference shown (+0.0 points, 95 % interval -1.0 to +3.0), in about the same time"
         )
     else:
         assert f"Chosen on validation: **{others[0]}**" in said

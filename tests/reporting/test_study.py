@@ -56,7 +56,7 @@ def test_the_table_says_which_cells_differ(tmp_path: Path) -> None:
     page = (tmp_path / "study.md").read_text()
     assert page.startswith("# Which layers\n")
     assert "- all against head: better (+15.0 points, 95 % interval +" in page
-    assert "in 1 times its time (20.0 s against 20.0 s)." in page
+    assert "in about the same time (20.0 s against 20.0 s)." in page
     rows = list(csv.DictReader((tmp_path / "study.csv").open()))
     assert [row["cell"] for row in rows] == ["head", "all", "same"]
     assert rows[0]["seeds"] == "0 1 2"
