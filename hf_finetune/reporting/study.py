@@ -43,6 +43,7 @@ class CellResult:
         peak_memory_bytes: Highest of the seeds.
         trainable_parameters: Of the last epoch.
         reference: The cell that it is compared with, its own name for one that others are compared with.
+        change: Mean of the differences from the reference over the seeds that both have finished; 0 where there are none.
         found_features: Whether every run found its features already computed, by another cell or an earlier study.
     """
 
@@ -58,6 +59,7 @@ class CellResult:
     trainable_parameters: int
     reference: str
     found_features: bool = False
+    change: float = 0.0
 
     @property
     def accuracy(self) -> float:
@@ -236,10 +238,11 @@ class Study:
         # the time of a resumed run lacks what came before
         whole = [one for one in train if not one.get("resumed_from_step")] or train
         cached = [one["feature_cache"] for one in train if one.get("feature_cache")]
-        difference, both = None, [seed for seed in seeds if seed in reference_seeds]
+        difference, change, both = None, 0.0, [seed for seed in seeds if seed in reference_seeds]
         if cell != reference and both:
             theirs = {seed: _correct(self.folder(reference, seed)) for seed in both}
-            difference = seeds_and_photos_interval(np.stack([_paired(right[seed], theirs[seed]) for seed in both]))
+            pairs = np.stack([_paired(right[seed], theirs[seed]) for seed in both])
+            difference, change = seeds_and_photos_interval(pairs), float(pairs.mean())
         return CellResult(
             name=cell,
             seeds=seeds,
@@ -252,6 +255,7 @@ class Study:
             peak_memory_bytes=max(one["peak_memory_bytes"] for one in train),
             trainable_parameters=train[0]["trainable_parameters"],
             reference=reference,
+            change=change,
             found_features=bool(cached) and not any(one["computed"] for one in cached),
         )
 
@@ -262,9 +266,10 @@ def sentence(result: CellResult, results: Sequence[CellResult]) -> str:
         return f"{markdown_text(result.name)}: {result.verdict}."
     reference = next(other for other in results if other.name == result.reference)
     low, high = (f"{100 * value:+.1f}" for value in result.difference)
-    change = 100 * (result.accuracy - reference.accuracy)
     pair = f"{markdown_text(result.name)} against {markdown_text(reference.name)}"
-    return f"{pair}: {result.verdict} ({change:+.1f} points, 95 % interval {low} to {high}), {_compared_time(result, reference)}."
+    return (
+        f"{pair}: {result.verdict} ({100 * result.change:+.1f} points, 95 % interval {low} to {high}), {_compared_time(result, reference)}."
+    )
 
 
 def _compared_time(result: CellResult, reference: CellResult) -> str:

@@ -81,6 +81,18 @@ def test_training_time_is_that_of_whole_runs_without_caching(tmp_path: Path) -> 
     assert (found.training_seconds, found.caching_seconds) == (6.0, 4.0)
 
 
+def test_a_difference_is_that_of_the_seeds_which_both_have(tmp_path: Path) -> None:
+    Study(tmp_path, CELLS, [0, 1, 2], FakeRuns()).run(slice(0, 1))
+    for seed in (1, 2):  # of the reference alone, and far better: they must not count
+        path = tmp_path / "head" / f"seed{seed}" / "predictions.parquet"
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(table.schema.get_field_index("prediction"), "prediction", table["label"]), path)
+    Study(tmp_path, CELLS, [0], FakeRuns()).run()
+    found = Study(tmp_path, CELLS, [0, 1, 2], FakeRuns()).write()[1]
+    assert (found.seeds, found.change) == ((0,), pytest.approx(0.15))
+    assert "- all against head: better (+15.0 points," in (tmp_path / "study.md").read_text()
+
+
 def test_a_cell_is_compared_with_its_own_reference(tmp_path: Path) -> None:
     study = Study(tmp_path, CELLS, [0, 1, 2], FakeRuns(), reference=lambda cell: "head" if cell == "head" else "all")
     assert [(result.name, result.verdict) for result in study.run()] == [
