@@ -139,6 +139,19 @@ def _refuse(flags: StudyFlags, arguments: Arguments, argv: Sequence[str]) -> Non
         raise ConfigError(problems)
 
 
+def layer_count(arguments: Arguments) -> int:
+    """Return how many layer groups the network of `arguments` has before its head.
+
+    Raises:
+        FinetuneError: As `load_classifier`.
+    """
+    from hf_finetune.models.classifier import load_classifier
+    from hf_finetune.models.layers import layer_groups
+
+    model, _ = load_classifier(arguments.model.model, ["a", "b"], revision=arguments.model.model_revision)
+    return len(layer_groups(model, arguments.training.layer_groups)) - 1
+
+
 def published_command(recipe: str, argv: Sequence[str]) -> str:
     """Return the command for a page; a whole path on this machine becomes `path/to/` and its last part."""
 
@@ -166,7 +179,7 @@ def _run_apart(settings: dict[str, Any]) -> None:
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload(["hf_finetune.run"])  # imported once for all runs
-    with ProcessPoolExecutor(1, mp_context=context, initializer=readable_logs) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_begin_process) as pool:
         try:
             pool.submit(_run_one, settings).result()
         except BrokenProcessPool:
@@ -176,8 +189,12 @@ def _run_apart(settings: dict[str, Any]) -> None:
             ) from None
 
 
-def _run_one(settings: dict[str, Any]) -> None:
+def _begin_process() -> None:
     threading.Thread(target=_end_with_the_study, daemon=True).start()
+    readable_logs()
+
+
+def _run_one(settings: dict[str, Any]) -> None:
     from hf_finetune.run import run_once
 
     logger.info("%s", run_once(make_arguments(**settings)))

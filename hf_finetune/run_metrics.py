@@ -27,9 +27,7 @@ from hf_finetune.training.precision import computing_dtype
 from hf_finetune.training.trainer import FinetuneTrainer
 
 _PACKAGES = ("torch", "transformers", "datasets", "peft", "timm", "accelerate", "evaluate", "hf_finetune")
-
-
-_PROCESS = Path("/proc/self")
+_PROCESS = Path("/proc/self")  # under Linux
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -29,11 +29,9 @@ DEMO |= {"learning_rate": 1e-3, "head_lr": 1e-2}
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return strategy 1 with all and half of the layers, strategy 2 in its variants, which end with the same layers, and the head alone."""
-    from hf_finetune.models.classifier import load_classifier
-    from hf_finetune.models.layers import layer_groups
+    from hf_finetune.comparison import layer_count
 
-    model, _ = load_classifier(arguments.model.model, ["a", "b"], revision=arguments.model.model_revision)
-    groups = len(layer_groups(model, arguments.training.layer_groups)) - 1
+    groups = layer_count(arguments)
     half, epochs = -(-groups // 2), max(1, int(arguments.training.num_train_epochs))
 
     def gradual(stop: int) -> str:

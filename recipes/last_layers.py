@@ -30,11 +30,9 @@ PATIENCE = 2  # cells without an improvement on validation
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return the head alone, then one layer group more in each cell, up to the whole network."""
-    from hf_finetune.models.classifier import load_classifier
-    from hf_finetune.models.layers import layer_groups
+    from hf_finetune.comparison import layer_count
 
-    model, _ = load_classifier(arguments.model.model, ["a", "b"], revision=arguments.model.model_revision)
-    groups = len(layer_groups(model, arguments.training.layer_groups)) - 1
+    groups = layer_count(arguments)
     return {"head": {"freeze": "head"}} | {f"last_{number}": {"freeze": f"last:{number}"} for number in range(1, groups + 1)}
 
 

@@ -20,11 +20,9 @@ DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet", "max_train_
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return the compared rates."""
-    from hf_finetune.models.classifier import load_classifier
-    from hf_finetune.models.layers import layer_groups
+    from hf_finetune.comparison import layer_count
 
-    model, _ = load_classifier(arguments.model.model, ["a", "b"], revision=arguments.model.model_revision)
-    groups = len(layer_groups(model, arguments.training.layer_groups)) - 1
+    groups = layer_count(arguments)
     rate, epochs = arguments.training.learning_rate, max(1, int(arguments.training.num_train_epochs))
     by_layer = f"gradual:start={max(1, groups - epochs // 2)},every=1"  # all layers train from half of the epochs on
     plain = {"head_lr": 10 * rate, "backbone_lr": None, "layer_lr_decay": 1.0, "group_lr": None, "freeze": "none", "unfreeze_warmup": 0}

@@ -134,15 +134,17 @@ class ArrayStore:
         for path, (_, changed) in _files(self.directory, "*.part"):
             if changed < time.time() - _ABANDONED_SECONDS:
                 _delete(path)  # of a run that was killed
-        used = sum(length for pattern in ("*.npy", "*.part") for _, (length, _) in _files(self.directory, pattern))
-        for path, (length, _) in sorted(_files(self.directory, "*.npy"), key=lambda file: file[1][1]):
+        files = sorted(_files(self.directory, "*.npy"), key=lambda file: file[1][1])
+        used = sum(length for _, (length, _) in [*files, *_files(self.directory, "*.part")])
+        idle = [(path, length) for path, (length, _) in files if path not in _OPEN]
+        kept = used - sum(length for _, length in idle)
+        if kept + size > self.limit_bytes:
+            raise StoreError(f"{_amount(size)} are needed beside {_amount(kept)} in use, and {_amount(self.limit_bytes)} allowed")
+        for path, length in idle:
             if used + size <= self.limit_bytes:
                 break
-            if path not in _OPEN:
-                _delete(path)
-                used -= length
-        if used + size > self.limit_bytes:
-            raise StoreError(f"{_amount(size)} are needed beside {_amount(used)} in use, and {_amount(self.limit_bytes)} allowed")
+            _delete(path)
+            used -= length
         free = shutil.disk_usage(self.directory).free
         if size > free:
             raise StoreError(f"{_amount(size)} are needed and {_amount(free)} free in {self.directory}")

@@ -94,10 +94,8 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
     """
     try:
         merged = model.merge_and_unload(safe_merge=True)
-    except ValueError:
-        raise ModelError(
-            "The adapter cannot be merged: it holds NaN or infinity. The training has diverged; lower the learning rate."
-        ) from None
+    except ValueError as error:
+        raise ModelError(f"The adapter cannot be merged: {error} The training has diverged; lower the learning rate.") from None
     if (hold := getattr(model, "batchnorm_hold", None)) is not None:
         hold.remove()
     return merged

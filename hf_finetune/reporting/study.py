@@ -189,7 +189,8 @@ class Study:
         lines += [*_table(results), "", *(f"- {sentence(result, results)}" for result in results if result.difference is not None), ""]
         if left := [cell for cell in self.cells if cell not in {result.name for result in results}]:
             lines += [f"Not run: {markdown_text(listed(left, 30))}.", ""]
-        method = _METHOD + (_ONE_SEED if min(len(result.seeds) for result in results) == 1 else "")
+        method = _METHOD + (_ONE_SPLIT if all(settings.get("data_seed") is not None for settings in self.cells.values()) else "")
+        method += _ONE_SEED if min(len(result.seeds) for result in results) == 1 else ""
         plot = "![Test accuracy of every cell, and its difference from the reference, with 95 % intervals](study.png)"
         lines += [plot, "", method, "", *self._origin(results)]
         return "\n".join(lines) + "\n"
@@ -300,8 +301,10 @@ _METHOD = (
     "Intervals are 95 %, from a bootstrap that draws seeds and test photos anew; the comparison is paired by seed and photo. A difference "
     "whose interval holds 0 is called no difference shown. Training time leaves out loading and scoring the test split, and computing the "
     "features of a frozen part: the first run of a cell computes them, which the next column has, and its other runs find them. Sentences "
-    "compare the sum of both. Seeds share the photos of training and validation, unless the command says otherwise; they differ in the "
-    "first weights of the head and in the order and the views of the photos."
+    "compare the sum of both."
+)
+_ONE_SPLIT = (
+    " Seeds share the photos of training and validation; they differ in the first weights of the head and in the order and views of photos."
 )
 _ONE_SEED = " With one seed the intervals are over photos alone: another training may differ by more."
 

@@ -154,6 +154,10 @@ class FeatureCache:
         self.seconds += time.perf_counter() - start
         return CachedFeatures(arrays, split.with_format(None)["label"][:], random, self.prefix.dtype)
 
+    def figures(self) -> tuple[str, int, int, float]:
+        """Return the boundary, the photos computed and found so far, and the seconds that this took."""
+        return self.prefix.boundary, self.computed, self.reused, self.seconds
+
     def _array(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform, data: str, view: str) -> np.memmap:
         name = digest(str(_VERSION), *map(importlib.metadata.version, _PACKAGES), self._network, data, self._pixels(), self.precision, view)
         found = self.store.open(name)

@@ -46,15 +46,15 @@ class Inputs:
         self.train = Rows(train.with_transform(transform))
         self.validation = Rows(validation.with_transform(self.evaluation))
         self.features: FeatureCache | None = None
-        self._earlier: list[FeatureCache] = []
+        self._earlier: list[tuple[str, int, int, float]] = []
 
     def summary(self) -> dict[str, Any] | None:
         """Return what the feature cache did so far, in all stages of a schedule together; None where there was none."""
-        caches = [*self._earlier, *([self.features] if self.features else [])]
-        if not caches:
+        stages = [*self._earlier, *([self.features.figures()] if self.features else [])]
+        if not stages:
             return None
-        totals = {key: sum(getattr(cache, key) for cache in caches) for key in ("computed", "reused", "seconds")}
-        return {"boundaries": [cache.prefix.boundary for cache in caches], **totals}
+        boundaries, computed, reused, seconds = zip(*stages, strict=True)
+        return {"boundaries": list(boundaries), "computed": sum(computed), "reused": sum(reused), "seconds": sum(seconds)}
 
     @property
     def evaluation(self) -> EvalTransform:
@@ -81,7 +81,7 @@ class Inputs:
         """Let the whole network compute again."""
         if self.features is not None:
             self.features.prefix.detach()
-            self._earlier.append(self.features)
+            self._earlier.append(self.features.figures())
             self.features = None
 
     def detach(self) -> None:
@@ -132,15 +132,17 @@ class Inputs:
                 autocast=self.autocast,
                 precision=self._precision(),
             )
-            if not anew:
-                with self.args.main_process_first(desc="features"):
+            with self.args.main_process_first(desc="features"):
+                if anew:
+                    self.validation.source = features.rows(self.photos["validation"], self.evaluation)
+                else:
                     self.train.source = features.rows(self.photos["train"], self.transform)
         except (PrefixError, StoreError) as reason:
             logger.info("No feature cache: %s.", str(reason).removesuffix("."))
             return
         self.features = features
         features.prefix.attach()
-        if self.args.eval_strategy != "no":
+        if self.args.eval_strategy != "no" and not anew:
             with self.args.main_process_first(desc="features"):
                 self.validation.source = self.rows(self.photos["validation"]).source
         logger.info(

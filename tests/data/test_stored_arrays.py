@@ -81,6 +81,10 @@ def test_what_is_in_use_is_not_deleted(tmp_path: Path) -> None:
         small.write("b", (60,), "float32", [np.zeros(60)])
     assert str(error.value) == "240 bytes are needed beside 176 bytes in use, and 400 bytes allowed"
     np.testing.assert_array_equal(first, ARRAY)
+    store(tmp_path).write("idle", (2,), "float32", [np.zeros(2)])
+    with pytest.raises(StoreError):
+        small.write("b", (60,), "float32", [np.zeros(60)])
+    (tmp_path / "idle.npy").unlink()  # it is there: nothing is deleted for what does not fit in any case
     del first
     small.write("b", (60,), "float32", [np.zeros(60)])
     assert [path.name for path in tmp_path.iterdir()] == ["b.npy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -215,9 +216,11 @@ def test_a_diverged_adapter_is_not_merged(tmp_path: Path) -> None:
     adapted = add_lora(classifier("vit", tmp_path))
     with torch.no_grad():
         next(parameter for name, parameter in adapted.named_parameters() if "lora_B" in name).fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN") as quoted:
+        copy.deepcopy(adapted).merge_and_unload(safe_merge=True)
     with pytest.raises(ModelError) as error:
         merge_lora(adapted)
-    assert str(error.value) == "The adapter cannot be merged: it holds NaN or infinity. The training has diverged; lower the learning rate."
+    assert str(error.value) == f"The adapter cannot be merged: {quoted.value} The training has diverged; lower the learning rate."
 
 
 @pytest.mark.real

@@ -316,3 +316,14 @@ def test_a_file_cut_short_is_computed_again(make_trainer, caplog) -> None:
     trainer.train()
     assert trainer.features.computed == 40
     assert trainer.inputs.train[0][CACHED].shape == (16,)
+
+
+def test_validation_that_does_not_fit_is_told_and_read_as_photos(make_trainer, caplog) -> None:
+    settings = {"adapt": frozen("head"), "augmentation": "light", "eval_strategy": "epoch", "num_train_epochs": 1}
+    with caplog.at_level("INFO"):
+        trainer = make_trainer("timm_resnet", feature_cache_gb=1e-7, **settings)
+        trainer.train()
+    assert [record.getMessage() for record in caplog.records if "eature cache" in record.getMessage()] == [
+        "No feature cache: 960 bytes are needed and 107 bytes allowed."
+    ]
+    assert "pixel_values" in trainer.inputs.validation[0]
