@@ -79,7 +79,7 @@ def _read(path: Path, key: str) -> np.ndarray:
         raise DataError(
             f"The file '{path}' is missing; Flowers-102 needs imagelabels.mat and setid.mat beside the unpacked jpg/ folder."
         ) from None
-    except (scipy.io.matlab.MatReadError, OSError, ValueError, NotImplementedError) as error:
+    except (scipy.io.matlab.MatReadError, OSError, ValueError, NotImplementedError) as error:  # the last of MATLAB 7.3, which writes HDF5
         raise DataError(f"The file '{path}' cannot be read as a MATLAB file ({error}).") from None
     if key not in content or content[key].size == 0:
         raise DataError(f"The file '{path}' holds no '{key}'.")

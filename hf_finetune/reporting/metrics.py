@@ -8,6 +8,7 @@ All classes share one signature, `predictions` = one row of class probabilities 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -171,7 +172,7 @@ def confidence_bin(confidence: FloatArray, bins: int = 15) -> IntArray:
     return np.digitize(confidence, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)
 
 
-class ProbabilityMetric(evaluate.Metric):
+class ProbabilityMetric(evaluate.Metric, ABC):
     """Base of the metrics below: takes probabilities and class indices, checks them, and hands arrays to `score`.
 
     Unlike in `evaluate`, a metric of one process keeps its inputs in memory unless told otherwise: files in the cache are locked, so that
@@ -202,9 +203,9 @@ class ProbabilityMetric(evaluate.Metric):
     def _compute(self, *, predictions: Any, references: Any) -> dict[str, Any]:
         return self.score(*checked_predictions(predictions, references))
 
+    @abstractmethod
     def score(self, probabilities: FloatArray, labels: IntArray) -> dict[str, Any]:
         """Return the metric of checked probabilities [N, C] and labels [N] under its name."""
-        raise NotImplementedError
 
 
 class Accuracy(ProbabilityMetric):
