@@ -57,7 +57,7 @@ def settings(row: Row, photos: int, inputs: Path, output_dir: Path, **more: Any)
         dataset=str(photos_folder(inputs, row, photos)),
         model=str(model_folder(inputs, row.model)),
         output_dir=str(output_dir),
-        augmentation="light" if row.augmented else "none",
+        augmentation="crop+flip" if row.augmented else "none",
         freeze=row.freeze,
         learning_rate=LEARNING_RATE,
         per_device_train_batch_size=BATCH,

@@ -14,7 +14,7 @@ import torch
 
 from hf_finetune.argument_parsing.fields import shown
 from hf_finetune.argument_parsing.rates import parse_rates
-from hf_finetune.data.augmentation_text import augmentation_parts
+from hf_finetune.data.augmentation_text import parse_augmentation
 from hf_finetune.errors import ConfigError, did_you_mean, listed
 from hf_finetune.models.freeze_text import parse_freeze
 
@@ -200,7 +200,7 @@ def _mapping_problem(value: dict[str, Any] | str) -> str | None:
 _TEXT_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "lora_targets": _targets_problem,
     "lora_layers": _layers_problem,
-    "augmentation": _refused_by(augmentation_parts),
+    "augmentation": _refused_by(parse_augmentation),
     "freeze": _refused_by(parse_freeze),
     "group_lr": _refused_by(parse_rates),
     "metric_for_best_model": _metric_problem,

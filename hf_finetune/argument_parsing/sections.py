@@ -56,9 +56,9 @@ class DataArguments:
     skip_bad_images: bool = _setting(False, "Leave damaged photos out, counted and listed, instead of stopping at the first.")
     augmentation: str = _setting(
         "light",
-        "Random view of a training photo. none: as in evaluation. light: resized crop of half its area or more, and flip. medium: light, "
-        "rotation by up to 15 degrees and scale by a tenth. randaugment, trivialaugment: light, and torchvision's policy of that name. Or "
-        "parts joined by +, such as flip+rotation, of crop, flip, rotation and scale.",
+        "Random view of a training photo. none: as in evaluation. light: resized crop of half its area or more, flip, "
+        "rotation by up to 15 degrees and scale by up to a tenth. medium: the same, twice as far. randaugment, trivialaugment: crop, flip "
+        "and torchvision's policy of that name. Or parts joined by +, such as crop+flip, of crop, flip, rotation and scale.",
     )
     random_erasing: float = _setting(0.0, "Probability that a rectangle of a training view becomes the mean colour.")
     mixup_alpha: float = _setting(0.0, "MixUp: blend photos and labels of a batch by a share drawn from Beta(alpha, alpha); 0 is off.")

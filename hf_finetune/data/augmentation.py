@@ -19,6 +19,8 @@ from torchvision.transforms import InterpolationMode, v2
 if TYPE_CHECKING:
     from PIL import Image
 
+    from hf_finetune.data.augmentation_text import View
+
 Pixels = TypeVar("Pixels", "Image.Image", torch.Tensor)
 
 _LOCK = threading.Lock()
@@ -43,10 +45,9 @@ class RandomView:
     """Draws and applies one named augmentation.
 
     Args:
-        parts: Names of `hf_finetune.data.augmentation_text.PARTS`. With `crop`, a view is made from a photo; without, from the normalised
-            pixels of the evaluation view, in which the mean colour is 0.
-        policy: `randaugment` (Cubuk et al. 2019, arXiv:1909.13719), `trivialaugment` (Müller and Hutter 2021, arXiv:2103.10158), with
-            torchvision's settings, or None.
+        kind: Its parts, strength and policy. With the part `crop`, a view is made from a photo; without, from the normalised pixels of
+            the evaluation view, in which the mean colour is 0. The policies `randaugment` (Cubuk et al. 2019, arXiv:1909.13719) and
+            `trivialaugment` (Müller and Hutter 2021, arXiv:2103.10158) have torchvision's settings.
         size: Height and width of the view.
         interpolation: Of the resize.
         mean: The mean colour, of red, green and blue, in [0, 1].
@@ -54,24 +55,27 @@ class RandomView:
 
     def __init__(
         self,
-        parts: frozenset[str],
-        policy: str | None,
+        kind: View,
         size: tuple[int, int],
         interpolation: InterpolationMode,
         mean: tuple[float, ...],
     ) -> None:
+        parts, strength = kind.parts, kind.strength
         fill = [min(255, max(0, round(255 * value))) for value in mean] if "crop" in parts else 0
         self._steps: list[Any] = []
         if "crop" in parts:
-            crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), interpolation=interpolation, antialias=True)
+            crop = v2.RandomResizedCrop(
+                size, scale=(0.5 / strength, 1.0), ratio=(3 / 4, 4 / 3), interpolation=interpolation, antialias=True
+            )
             self._steps.append(crop)
         if "flip" in parts:
             self._steps.append(v2.RandomHorizontalFlip(0.5))
         if parts & {"rotation", "scale"}:
-            degrees, scale = (15 if "rotation" in parts else 0), ((0.9, 1.1) if "scale" in parts else None)
+            degrees, zoom = (15 * strength if "rotation" in parts else 0), 0.1 * strength
+            scale = (1 - zoom, 1 + zoom) if "scale" in parts else None
             self._steps.append(v2.RandomAffine(degrees=degrees, scale=scale, interpolation=InterpolationMode.BILINEAR, fill=fill))
         policies = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
-        self._policy = policies[policy](interpolation=InterpolationMode.BILINEAR, fill=fill) if policy else None
+        self._policy = policies[kind.policy](interpolation=InterpolationMode.BILINEAR, fill=fill) if kind.policy else None
 
     def __call__(self, image: Pixels, seed: int) -> Pixels:
         """Return the view that `seed` stands for, of an RGB photo or of pixels [3, H, W] float32; the same in every thread and process."""

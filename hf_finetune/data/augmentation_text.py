@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from hf_finetune.errors import ConfigError, did_you_mean, listed
 
 # part of a view → what it does; the parts may be combined with `+`
@@ -11,22 +13,35 @@ PARTS = {
     "rotation": "a rotation of up to 15 degrees, with the mean colour around the photo",
     "scale": "a zoom of up to 10 %, in or out",
 }
-# name → its parts, and the policy of torchvision that follows them
-_NAMED: dict[str, tuple[frozenset[str], str | None]] = {
-    "none": (frozenset(), None),
-    "light": (frozenset({"crop", "flip"}), None),
-    "medium": (frozenset(PARTS), None),
-    "randaugment": (frozenset({"crop", "flip"}), "randaugment"),
-    "trivialaugment": (frozenset({"crop", "flip"}), "trivialaugment"),
+
+
+class View(NamedTuple):
+    """What a random view is made of.
+
+    Attributes:
+        parts: Names of `PARTS`.
+        policy: The policy of torchvision that follows them: `randaugment`, `trivialaugment` or None.
+        strength: How many times as far as in `PARTS` crop, rotation and scale go, at least 1.
+    """
+
+    parts: frozenset[str] = frozenset()
+    policy: str | None = None
+    strength: int = 1
+
+
+_CROP_AND_FLIP = frozenset({"crop", "flip"})
+_NAMED = {
+    "none": View(),
+    "light": View(frozenset(PARTS)),
+    "medium": View(frozenset(PARTS), strength=2),
+    "randaugment": View(_CROP_AND_FLIP, "randaugment"),
+    "trivialaugment": View(_CROP_AND_FLIP, "trivialaugment"),
 }
 AUGMENTATIONS = tuple(_NAMED)
 
 
-def augmentation_parts(text: str) -> tuple[frozenset[str], str | None]:
+def parse_augmentation(text: str) -> View:
     """Read what `--augmentation` takes: a name of `AUGMENTATIONS`, or parts joined by `+`, such as `flip+rotation`.
-
-    Returns:
-        Names of `PARTS`, and `randaugment`, `trivialaugment` or None.
 
     Raises:
         ConfigError: If it is neither; the text completes "NAME must be ...".
@@ -35,7 +50,7 @@ def augmentation_parts(text: str) -> tuple[frozenset[str], str | None]:
         return _NAMED[text]
     parts = text.split("+")
     if len(set(parts)) == len(parts) and set(parts) <= set(PARTS):
-        return frozenset(parts), None
+        return View(frozenset(parts))
     wrong = next((part for part in parts if part not in PARTS), text)
     hint = did_you_mean(wrong, [*AUGMENTATIONS, *PARTS])
     raise ConfigError(f"must be one of {listed(AUGMENTATIONS, 9)}, or {listed(PARTS, 9)} joined by +, not {text!r}.{hint}")

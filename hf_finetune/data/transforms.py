@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from hf_finetune.data.augmentation import RandomView, seeded, stable_seed
-from hf_finetune.data.augmentation_text import augmentation_parts
+from hf_finetune.data.augmentation_text import parse_augmentation
 from hf_finetune.data.images import to_rgb
 from hf_finetune.errors import ConfigError, ModelError
 
@@ -131,8 +131,8 @@ class TrainTransform:
 
     Args:
         processor: The checkpoint's image processor.
-        augmentation: What `--augmentation` takes, see `hf_finetune.data.augmentation_text`: `none` (the evaluation view), `light` (crop
-            and flip), `medium` (light, rotation and scale), `randaugment`, `trivialaugment`, or parts joined by `+`.
+        augmentation: What `--augmentation` takes, see `hf_finetune.data.augmentation_text`: `none` (the evaluation view), `light` (crop,
+            flip, rotation and scale), `medium` (twice as far), `randaugment`, `trivialaugment`, or parts joined by `+`.
         seed: At least 0.
         views: Draw so many views of each photo and go round among them, one an epoch; None draws new ones in every epoch.
         random_erasing: Probability that a rectangle of a view, 2 to 33 % of it, becomes the mean colour (Zhong et al. 2017,
@@ -155,16 +155,16 @@ class TrainTransform:
         with_seeds: bool = False,
     ) -> None:
         try:
-            parts, policy = augmentation_parts(augmentation)
+            self._kind = parse_augmentation(augmentation)
         except ConfigError as error:
             raise ConfigError(f"--augmentation {error}") from None
         self.seed = int(seed)  # a NumPy integer would print, and so draw, differently
         self.augmentation, self.views, self.with_seeds = augmentation, views, with_seeds
         self.evaluation = EvalTransform(processor)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.random, self.crops = bool(parts or random_erasing), "crop" in parts
+        self.random, self.crops = bool(self._kind.parts or random_erasing), "crop" in self._kind.parts
         self.spec = input_spec(processor)
-        self._random_view = RandomView(parts, policy, (self.spec.height, self.spec.width), self.spec.interpolation, self.spec.mean)
+        self._random_view = RandomView(self._kind, (self.spec.height, self.spec.width), self.spec.interpolation, self.spec.mean)
         self._erasing = v2.RandomErasing(p=random_erasing, value=0) if random_erasing else None
         self._mean, self._std = (255 * np.asarray(values, np.float32) for values in (self.spec.mean, self.spec.std))
         if self.crops:
@@ -172,7 +172,8 @@ class TrainTransform:
 
     def __repr__(self) -> str:
         """Return the settings that decide what is drawn, for the names of cached views."""
-        return f"{self.augmentation} {self.seed}" + (f" erasing {self._erasing.p}" if self._erasing else "")
+        parts, policy, strength = self._kind
+        return f"{'+'.join(sorted(parts))} {policy} {strength} {self.seed}" + (f" erasing {self._erasing.p}" if self._erasing else "")
 
     @property
     def epoch(self) -> int:

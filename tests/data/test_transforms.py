@@ -115,7 +115,7 @@ def test_a_plain_photo_is_normalised_as_the_processor_does(name: str) -> None:
     processor = PROCESSORS[name]()
     rows = {"image": [Image.new("RGB", (50, 50), (10, 120, 250))], "label": [0], "image_id": ["plain"]}
     expected = EvalTransform(processor)(rows)["pixel_values"][0]
-    assert torch.allclose(TrainTransform(processor, "light", 0)(rows)["pixel_values"][0], expected, atol=1e-5)
+    assert torch.allclose(TrainTransform(processor, "crop+flip", 0)(rows)["pixel_values"][0], expected, atol=1e-5)
 
 
 def test_a_processor_that_does_not_rescale() -> None:
@@ -189,8 +189,12 @@ def test_the_global_random_state_is_untouched() -> None:
     assert np.array_equal(np.random.get_state()[1], numpy_state)
 
 
-def test_light_crops_and_flips() -> None:
-    transform = TrainTransform(ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0] * 3, image_std=[1] * 3), "light", 0)
+def black_to_white(size: int = 32) -> Any:
+    return ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0] * 3, image_std=[1] * 3)
+
+
+def test_crop_and_flip() -> None:
+    transform = TrainTransform(black_to_white(), "crop+flip", 0)
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3)))
     rows = {"image": [ramp] * 200, "label": [0] * 200, "image_id": [str(row) for row in range(200)]}
     pixels = views(transform, rows)[:, 0]
@@ -199,6 +203,42 @@ def test_light_crops_and_flips() -> None:
     widths = (pixels[:, 0, 0] - pixels[:, 0, -1]).abs()  # of the crop, as a share of the photo
     assert 0.55 < float(widths.min()) < 0.75  # sqrt(0.5 * 3 / 4) = 0.61, less half a pixel at each end
     assert float(widths.max()) > 0.9
+
+
+def turns_and_zooms(augmentation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the degrees by which views of a white line on black are turned, and the zoom of them, measured from their pixels."""
+    line = np.zeros((96, 96, 3), np.uint8)
+    line[46:50, 18:78] = 255
+    rows = {"image": [Image.fromarray(line)] * 300, "label": [0] * 300, "image_id": [str(row) for row in range(300)]}
+    ink = views(TrainTransform(black_to_white(96), augmentation, 0), rows)[:, 0]
+    down, across = (axis.float() for axis in torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij"))
+    down, across = ((axis - (ink * axis).sum((1, 2), keepdim=True) / ink.sum((1, 2), keepdim=True)) for axis in (down, across))
+    moment = [(ink * one * other).sum((1, 2)) / ink.sum((1, 2)) for one, other in ((across, across), (down, down), (across, down))]
+    turn = torch.atan2(2 * moment[2], moment[0] - moment[1]) / 2
+    along = (moment[0] + moment[1] + torch.hypot(moment[0] - moment[1], 2 * moment[2])) / 2
+    return torch.rad2deg(turn), (12 * along).sqrt() / 60
+
+
+@pytest.mark.parametrize(("parts", "degrees", "zoom"), [("rotation+scale", 15, 0.1), ("rotation", 15, 0), ("scale", 0, 0.1)])
+def test_rotation_and_scale_go_as_far_as_they_say(parts: str, degrees: float, zoom: float) -> None:
+    turned, zoomed = turns_and_zooms(parts)
+    assert 0.9 * degrees <= float(turned.abs().max()) <= degrees + 0.5
+    assert 0.9 * zoom <= float((zoomed - 1).abs().max()) <= zoom + 0.02
+
+
+def test_light_is_all_four_parts_and_medium_the_same_twice_as_far() -> None:
+    light = TrainTransform(black_to_white(), "light", 3)
+    assert torch.equal(views(light), views(TrainTransform(black_to_white(), "scale+rotation+flip+crop", 3)))
+    plain = Image.new("RGB", (64, 64), "white")
+    rows = {"image": [plain] * 300, "label": [0] * 300, "image_id": [str(row) for row in range(300)]}
+    filled = [(views(TrainTransform(black_to_white(), name, 0), rows) < 0.5).float().mean() for name in ("light", "medium")]
+    assert 0.02 < filled[0] < filled[1] / 1.5
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3)))
+    middles = [
+        views(TrainTransform(black_to_white(), name, 0), {**rows, "image": [ramp] * 300})[:, 0, 16, 12:20] for name in ("light", "medium")
+    ]
+    slopes = [(pixels[:, -1] - pixels[:, 0]).abs().quantile(0.02) for pixels in middles]
+    assert slopes[1] < 0.85 * slopes[0]  # crops of a quarter of the area, against crops of a half
 
 
 def test_medium_fills_the_corners_with_the_mean_colour() -> None:
