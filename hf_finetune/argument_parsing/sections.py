@@ -187,7 +187,7 @@ class FinetuneArguments(TrainingArguments):
     )
     image_cache_gb: float = _setting(
         4.0,
-        "GiB on disk for training photos that are cropped at random, decoded once for all epochs and runs; 0 decodes them in every epoch.",
+        "GiB on disk for photos, decoded once for all epochs and runs; 0 decodes them in every epoch.",
     )
     dataloader_num_workers: int = _setting(
         -1, "Processes that load photos; -1 chooses: none beside training on a CPU, which needs all cores, up to 8 beside a GPU."

@@ -7,7 +7,9 @@ Both are callables for `datasets.Dataset.with_transform` on batches `{"image": [
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,9 @@ _INTERPOLATIONS = {
     4: InterpolationMode.BOX,
     5: InterpolationMode.HAMMING,
 }  # by the numbers of PIL.Image.Resampling
+
+# whose code decides what a photo becomes
+_PACKAGES = ("torch", "torchvision", "transformers", "timm", "pillow")
 
 Batch = Mapping[str, list[Any]]
 
@@ -118,8 +123,18 @@ class EvalTransform:
 
     def __call__(self, batch: Batch) -> dict[str, list[Any]]:
         """Return `pixel_values` and `labels` of a batch of rows."""
-        pixels = _processed(self.processor, [to_rgb(image) for image in batch["image"]])
-        return {"pixel_values": list(pixels), "labels": list(batch["label"])}
+        return self.of_views(_processed(self.processor, [to_rgb(image) for image in batch["image"]]).unbind(), batch)
+
+    def of_views(self, views: Iterable[torch.Tensor], batch: Batch) -> dict[str, list[Any]]:
+        """Return what a call returns for a batch whose views are there already."""
+        return {"pixel_values": list(views), "labels": list(batch["label"])}
+
+    @property
+    def identity(self) -> str:
+        """What decides which pixels a photo becomes: the processor's settings, and the versions of the packages that carry them out."""
+        own = getattr(self.processor, "data_config", None) or self.processor.to_dict()
+        versions = [importlib.metadata.version(package) for package in _PACKAGES]
+        return type(self.processor).__name__ + json.dumps([own, versions], sort_keys=True, default=str)
 
 
 class TrainTransform:
@@ -201,19 +216,25 @@ class TrainTransform:
 
     def __call__(self, batch: Batch) -> dict[str, list[Any]]:
         """Return `pixel_values` and `labels` of a batch of rows, and `view_seed` where it is asked for."""
-        seeds = [stable_seed(self.seed, self.view, image_id) for image_id in batch["image_id"]]
-        rows = self._views(batch, seeds) if self.random else self.evaluation(batch)
-        return {**rows, "view_seed": seeds} if self.with_seeds else rows
+        if not self.crops:
+            return self.of_views(self.evaluation(batch)["pixel_values"], batch)
+        seeds = self._seeds(batch)
+        views = [self._normalised(self._random_view(to_rgb(image), seed)) for image, seed in zip(batch["image"], seeds, strict=True)]
+        return self._rows(views, seeds, batch)
 
-    def _views(self, batch: Batch, seeds: list[int]) -> dict[str, list[Any]]:
-        if self.crops:
-            pixels = [self._normalised(self._random_view(to_rgb(image), seed)) for image, seed in zip(batch["image"], seeds, strict=True)]
-        else:
-            fixed = self.evaluation(batch)["pixel_values"]
-            pixels = [self._random_view(image, seed) for image, seed in zip(fixed, seeds, strict=True)]
+    def of_views(self, views: Iterable[torch.Tensor], batch: Batch) -> dict[str, list[Any]]:
+        """Return what a call returns for a batch whose evaluation views are there already, where there are no crops."""
+        seeds = self._seeds(batch)
+        return self._rows([self._random_view(view, seed) for view, seed in zip(views, seeds, strict=True)], seeds, batch)
+
+    def _seeds(self, batch: Batch) -> list[int]:
+        return [stable_seed(self.seed, self.view, image_id) for image_id in batch["image_id"]]
+
+    def _rows(self, views: list[torch.Tensor], seeds: list[int], batch: Batch) -> dict[str, list[Any]]:
         if self._erasing is not None:
-            pixels = [self._erased(image, seed) for image, seed in zip(pixels, seeds, strict=True)]
-        return {"pixel_values": pixels, "labels": list(batch["label"])}
+            views = [self._erased(view, seed) for view, seed in zip(views, seeds, strict=True)]
+        rows = self.evaluation.of_views(views, batch)
+        return {**rows, "view_seed": seeds} if self.with_seeds else rows
 
     def _erased(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
         with seeded(stable_seed(seed, "erasing")):

@@ -8,7 +8,6 @@ how photos become pixels, on the photos, on the depth and on the precision, so a
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import itertools
 import json
 import logging
@@ -31,8 +30,6 @@ from hf_finetune.training.prefix import CACHED, FrozenPrefix
 logger = logging.getLogger(__name__)
 
 _VERSION = 2  # of the files; raise it when the same inputs would give other activations
-# whose code decides what a photo becomes
-_PACKAGES = ("torch", "torchvision", "transformers", "timm", "pillow")
 _SETTINGS_OF_LABELS = ("id2label", "label2id", "label_names", "num_labels", "num_classes", "_name_or_path", "problem_type")
 
 
@@ -159,7 +156,7 @@ class FeatureCache:
         return self.prefix.boundary, self.computed, self.reused, self.seconds
 
     def _array(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform, data: str, view: str) -> np.memmap:
-        name = digest(str(_VERSION), *map(importlib.metadata.version, _PACKAGES), self._network, data, self._pixels(), self.precision, view)
+        name = digest(str(_VERSION), self._network, data, self.evaluation.identity, self.precision, view)
         found = self.store.open(name)
         if found is not None:
             self.reused += len(split)
@@ -184,11 +181,6 @@ class FeatureCache:
     def _settings(self) -> str:
         config = self.prefix.model.config.to_dict()  # type: ignore[union-attr, operator]
         return json.dumps({key: value for key, value in config.items() if key not in _SETTINGS_OF_LABELS}, sort_keys=True, default=str)
-
-    def _pixels(self) -> str:
-        processor = self.evaluation.processor
-        own = getattr(processor, "data_config", None) or processor.to_dict()
-        return type(processor).__name__ + json.dumps(own, sort_keys=True, default=str)
 
 
 def _pixels_of(rows: list[dict[str, Any]]) -> torch.Tensor:

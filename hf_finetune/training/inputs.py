@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hf_finetune.arguments import FinetuneArguments
-from hf_finetune.data.decoded import DecodedPhotos, photo_directory
+from hf_finetune.data.decoded import DecodedPhotos, KeptViews, photo_directory
 from hf_finetune.data.stored_arrays import GIBIBYTE, ArrayStore, StoreError
 from hf_finetune.data.transforms import EvalTransform, TrainTransform
 from hf_finetune.training.features import FeatureCache, Rows, feature_directory
@@ -74,7 +74,7 @@ class Inputs:
         self.validation.source = self.photos["validation"].with_transform(self.evaluation)
         if any(not parameter.requires_grad for parameter in model.parameters()):  # else nobody expects a cache
             self._keep_features(model, sharded)
-        if self.transform.crops and epochs > 1 and (self.features is None or self._drawn_anew()):
+        if epochs > 1:
             self._keep_photos()
 
     def release(self) -> None:
@@ -152,15 +152,19 @@ class Inputs:
         )
 
     def _keep_photos(self) -> None:
-        """Decode the training photos once, where random views are drawn from them; a log line says why it cannot be done."""
+        """Decode once the photos that have no activations and are read in every epoch; a log line says why it cannot be done."""
         if self.args.image_cache_gb == 0:
             return
         store = ArrayStore(photo_directory(), int(self.args.image_cache_gb * GIBIBYTE))
         try:
             with self.args.main_process_first(desc="photos"):
-                self.train.source = DecodedPhotos(self.photos["train"], self.transform, store)
+                if self.features is None or self._drawn_anew():
+                    kept = DecodedPhotos if self.transform.crops else KeptViews
+                    self.train.source = kept(self.photos["train"], self.transform, store)
+                if self.features is None and self.args.eval_strategy != "no":
+                    self.validation.source = KeptViews(self.photos["validation"], self.evaluation, store)
         except StoreError as reason:
-            logger.info("The training photos are decoded in every epoch: %s.", reason)
+            logger.info("Photos are decoded in every epoch: %s.", reason)
 
     def _refuse_features(self, sharded: bool) -> None:
         """Raise `PrefixError` where the settings of the run leave nothing to keep."""
