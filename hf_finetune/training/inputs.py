@@ -152,19 +152,26 @@ class Inputs:
         )
 
     def _keep_photos(self) -> None:
-        """Decode once the photos that have no activations and are read in every epoch; a log line says why it cannot be done."""
+        """Decode once the photos that have no activations and are read in every epoch."""
         if self.args.image_cache_gb == 0:
             return
         store = ArrayStore(photo_directory(), int(self.args.image_cache_gb * GIBIBYTE))
+        if self.features is None or self._drawn_anew():
+            with self._kept("train"):
+                kept = DecodedPhotos if self.transform.crops else KeptViews
+                self.train.source = kept(self.photos["train"], self.transform, store)
+        if self.features is None and self.args.eval_strategy != "no":
+            with self._kept("validation"):
+                self.validation.source = KeptViews(self.photos["validation"], self.evaluation, store)
+
+    @contextmanager
+    def _kept(self, split: str) -> Iterator[None]:
+        """Keep photos in one process first; a log line says why it cannot be done."""
         try:
             with self.args.main_process_first(desc="photos"):
-                if self.features is None or self._drawn_anew():
-                    kept = DecodedPhotos if self.transform.crops else KeptViews
-                    self.train.source = kept(self.photos["train"], self.transform, store)
-                if self.features is None and self.args.eval_strategy != "no":
-                    self.validation.source = KeptViews(self.photos["validation"], self.evaluation, store)
+                yield
         except StoreError as reason:
-            logger.info("Photos are decoded in every epoch: %s.", reason)
+            logger.info("The photos of %s are decoded in every epoch: %s.", split, reason)
 
     def _refuse_features(self, sharded: bool) -> None:
         """Raise `PrefixError` where the settings of the run leave nothing to keep."""
