@@ -16,6 +16,7 @@ from hf_finetune.launch import run_recipe
 
 DEFAULTS = {"model": "timm/resnet18.a1_in1k", "layer_groups": "stage", "learning_rate": 1e-3, "num_train_epochs": 5.0}
 DEMO = {**DEFAULTS, "dataset": "drawn_pets", "model": "tiny_resnet", "max_train_samples": 740, "num_train_epochs": 4.0}
+DEMO |= {"augmentation": "crop+flip"}
 
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
