@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 if TYPE_CHECKING:
     from PIL import Image
 
-    from hf_finetune.data.augmentation_text import View
+    from hf_finetune.data.augmentation_text import Augmentation
 
 Pixels = TypeVar("Pixels", "Image.Image", torch.Tensor)
 
@@ -45,9 +45,9 @@ class RandomView:
     """Draws and applies one named augmentation.
 
     Args:
-        kind: Its parts, strength and policy. With the part `crop`, a view is made from a photo; without, from the normalised pixels of
-            the evaluation view, in which the mean colour is 0. The policies `randaugment` (Cubuk et al. 2019, arXiv:1909.13719) and
-            `trivialaugment` (Müller and Hutter 2021, arXiv:2103.10158) have torchvision's settings.
+        augmentation: Its parts, strength and policy. With the part `crop`, a view is made from a photo; without, from the normalised
+            pixels of the evaluation view, in which the mean colour is 0. The policies `randaugment` (Cubuk et al. 2019, arXiv:1909.13719)
+            and `trivialaugment` (Müller and Hutter 2021, arXiv:2103.10158) have torchvision's settings.
         size: Height and width of the view.
         interpolation: Of the resize.
         mean: The mean colour, of red, green and blue, in [0, 1].
@@ -55,12 +55,12 @@ class RandomView:
 
     def __init__(
         self,
-        kind: View,
+        augmentation: Augmentation,
         size: tuple[int, int],
         interpolation: InterpolationMode,
         mean: tuple[float, ...],
     ) -> None:
-        parts, strength = kind.parts, kind.strength
+        parts, strength = augmentation.parts, augmentation.strength
         fill = [min(255, max(0, round(255 * value))) for value in mean] if "crop" in parts else 0
         self._steps: list[Any] = []
         if "crop" in parts:
@@ -75,7 +75,7 @@ class RandomView:
             scale = (1 - zoom, 1 + zoom) if "scale" in parts else None
             self._steps.append(v2.RandomAffine(degrees=degrees, scale=scale, interpolation=InterpolationMode.BILINEAR, fill=fill))
         policies = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
-        self._policy = policies[kind.policy](interpolation=InterpolationMode.BILINEAR, fill=fill) if kind.policy else None
+        self._policy = policies[augmentation.policy](interpolation=InterpolationMode.BILINEAR, fill=fill) if augmentation.policy else None
 
     def __call__(self, image: Pixels, seed: int) -> Pixels:
         """Return the view that `seed` stands for, of an RGB photo or of pixels [3, H, W] float32; the same in every thread and process."""

@@ -15,7 +15,7 @@ PARTS = {
 }
 
 
-class View(NamedTuple):
+class Augmentation(NamedTuple):
     """What a random view is made of.
 
     Attributes:
@@ -31,16 +31,16 @@ class View(NamedTuple):
 
 _CROP_AND_FLIP = frozenset({"crop", "flip"})
 _NAMED = {
-    "none": View(),
-    "light": View(frozenset(PARTS)),
-    "medium": View(frozenset(PARTS), strength=2),
-    "randaugment": View(_CROP_AND_FLIP, "randaugment"),
-    "trivialaugment": View(_CROP_AND_FLIP, "trivialaugment"),
+    "none": Augmentation(),
+    "light": Augmentation(frozenset(PARTS)),
+    "medium": Augmentation(frozenset(PARTS), strength=2),
+    "randaugment": Augmentation(_CROP_AND_FLIP, "randaugment"),
+    "trivialaugment": Augmentation(_CROP_AND_FLIP, "trivialaugment"),
 }
 AUGMENTATIONS = tuple(_NAMED)
 
 
-def parse_augmentation(text: str) -> View:
+def parse_augmentation(text: str) -> Augmentation:
     """Read what `--augmentation` takes: a name of `AUGMENTATIONS`, or parts joined by `+`, such as `flip+rotation`.
 
     Raises:
@@ -50,7 +50,7 @@ def parse_augmentation(text: str) -> View:
         return _NAMED[text]
     parts = text.split("+")
     if len(set(parts)) == len(parts) and set(parts) <= set(PARTS):
-        return View(frozenset(parts))
+        return Augmentation(frozenset(parts))
     wrong = next((part for part in parts if part not in PARTS), text)
     hint = did_you_mean(wrong, [*AUGMENTATIONS, *PARTS])
     raise ConfigError(f"must be one of {listed(AUGMENTATIONS, 9)}, or {listed(PARTS, 9)} joined by +, not {text!r}.{hint}")

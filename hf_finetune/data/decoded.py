@@ -147,9 +147,12 @@ def _views(split: datasets.Dataset, evaluation: EvalTransform, table: np.ndarray
     if (found := store.open(name)) is not None:
         return found
     photos = split.with_transform(evaluation)
-    chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
     with ThreadPoolExecutor() as pool:
-        views = (view for chunk in chunks for view in pool.map(lambda row: _bytes_of(photos[row]["pixel_values"].numpy(), table), chunk))
+        views = (
+            view
+            for chunk in _chunks(len(split))
+            for view in pool.map(lambda row: _bytes_of(photos[row]["pixel_values"].numpy(), table), chunk)
+        )
         return store.write(name, (len(split), *photos[0]["pixel_values"].shape), "uint8", views)
 
 
@@ -166,16 +169,19 @@ def _bytes_of(view: np.ndarray, table: np.ndarray) -> np.ndarray:
 def _decode(split: datasets.Dataset, side: int, name: str, store: ArrayStore) -> tuple[np.memmap, np.memmap]:
     """Return height and width of every photo, [N, 2] int64, and the pixels of all of them, one after another, as uint8."""
     rows = split.select_columns(["image"]).with_format("arrow")
-    chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
     with ThreadPoolExecutor() as pool:
 
         def each(function: Callable[[dict[str, Any], int], Any]) -> Iterator[Any]:
-            for chunk in chunks:
+            for chunk in _chunks(len(split)):
                 yield from pool.map(function, rows[chunk.start : chunk.stop]["image"].to_pylist(), [side] * len(chunk))
 
         sizes = np.array(list(each(_kept_size)), np.int64)
         pixels = store.write(name, (int(sizes.prod(1).sum()) * 3,), "uint8", each(_pixels))
     return store.write(f"{name}-sizes", sizes.shape, "int64", [sizes]), pixels
+
+
+def _chunks(rows: int) -> list[range]:
+    return [range(start, min(start + _CHUNK, rows)) for start in range(0, rows, _CHUNK)]
 
 
 def _open(stored: dict[str, Any]) -> Image.Image:

@@ -170,16 +170,16 @@ class TrainTransform:
         with_seeds: bool = False,
     ) -> None:
         try:
-            self._kind = parse_augmentation(augmentation)
+            self._parsed = parse_augmentation(augmentation)
         except ConfigError as error:
             raise ConfigError(f"--augmentation {error}") from None
         self.seed = int(seed)  # a NumPy integer would print, and so draw, differently
         self.augmentation, self.views, self.with_seeds = augmentation, views, with_seeds
         self.evaluation = EvalTransform(processor)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.random, self.crops = bool(self._kind.parts or random_erasing), "crop" in self._kind.parts
+        self.random, self.crops = bool(self._parsed.parts or random_erasing), "crop" in self._parsed.parts
         self.spec = input_spec(processor)
-        self._random_view = RandomView(self._kind, (self.spec.height, self.spec.width), self.spec.interpolation, self.spec.mean)
+        self._random_view = RandomView(self._parsed, (self.spec.height, self.spec.width), self.spec.interpolation, self.spec.mean)
         self._erasing = v2.RandomErasing(p=random_erasing, value=0) if random_erasing else None
         self._mean, self._std = (255 * np.asarray(values, np.float32) for values in (self.spec.mean, self.spec.std))
         if self.crops:
@@ -187,7 +187,7 @@ class TrainTransform:
 
     def __repr__(self) -> str:
         """Return the settings that decide what is drawn, for the names of cached views."""
-        parts, policy, strength = self._kind
+        parts, policy, strength = self._parsed
         return f"{'+'.join(sorted(parts))} {policy} {strength} {self.seed}" + (f" erasing {self._erasing.p}" if self._erasing else "")
 
     @property
