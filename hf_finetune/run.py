@@ -230,6 +230,7 @@ def load_model(arguments: ModelArguments, dataset: DatasetDict, notices: list[st
         arguments.model,
         dataset["train"].features["label"].names,
         image_size=arguments.image_size,
+        crop_pct=arguments.crop_pct,
         revision=arguments.model_revision,
         dropout=arguments.dropout,
         drop_path=arguments.drop_path,

@@ -56,6 +56,7 @@ class TestDefaults:
             "model": "google/vit-base-patch16-224-in21k",
             "model_revision": None,
             "image_size": None,
+            "crop_pct": None,
             "adapter": "none",
             "lora_rank": 8,
             "lora_alpha": 16,

@@ -186,6 +186,7 @@ RANGES = {
     "lora_alpha": ("0", "at least 1"),
     "lora_dropout": ("1", "at least 0 and below 1"),
     "image_size": ("0", "at least 1"),
+    "crop_pct": ("1.1", "above 0 and at most 1"),
     "max_train_samples": ("0", "at least 1"),
     "max_eval_samples": ("-1", "at least 1"),
     "validation_fraction": ("1", "above 0 and below 1"),

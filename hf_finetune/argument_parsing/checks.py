@@ -64,7 +64,7 @@ RANGES: dict[str, Range] = {
     "ema_decay": _FRACTION,
     "early_stopping_patience": _COUNT,
     **dict.fromkeys(("seed", "data_seed"), _SEED),
-    "layer_lr_decay": Range("above 0 and at most 1", low=0, high=1, open_low=True),
+    **dict.fromkeys(("layer_lr_decay", "crop_pct"), Range("above 0 and at most 1", low=0, high=1, open_low=True)),
     "dataloader_num_workers": Range("at least 0, or -1 to choose by the machine", low=-1),
 }
 

@@ -86,6 +86,9 @@ class ModelArguments:
     )
     model_revision: str | None = _setting(None, "Branch, tag or commit of the checkpoint on the Hub.")
     image_size: int | None = _setting(None, "Side of the model's input in pixels; by default the checkpoint's own.")
+    crop_pct: float | None = _setting(
+        None, "Part of a photo's shorter side that the centre crop keeps; 1.0 for all of it; by default the checkpoint's own."
+    )
     adapter: str = _setting("none", "lora trains low-rank updates and the head, and leaves the rest as it is.", ("none", "lora"))
     lora_rank: int = _setting(8, "Rank of each update.")
     lora_alpha: int = _setting(16, "The update is scaled by alpha / rank.")

@@ -51,6 +51,7 @@ def load_classifier(
     label_names: Sequence[str],
     *,
     image_size: int | None = None,
+    crop_pct: float | None = None,
     revision: str | None = None,
     dropout: float | None = None,
     drop_path: float | None = None,
@@ -66,6 +67,7 @@ def load_classifier(
         name: Embedded name (`tiny_vit`, `tiny_resnet`), directory, or Hub id (`google/vit-base-patch16-224-in21k`).
         label_names: Names of the classes, in the order of the integer labels; at least two, all different.
         image_size: Height and width in pixels; None for the checkpoint's own. Position embeddings are resampled where there are any.
+        crop_pct: Side of the centre crop over the shortest side of the resized picture, in (0, 1]; None for the checkpoint's own.
         revision: Branch, tag or commit on the Hub.
         dropout: Dropout probability in [0, 1), see `hf_finetune.models.regularisation`; None for the checkpoint's own.
         drop_path: Highest probability of leaving a residual branch out, in [0, 1); None for the checkpoint's own.
@@ -82,6 +84,8 @@ def load_classifier(
     labels = _checked_labels(label_names)
     if image_size is not None and image_size < 1:
         raise ModelError(f"image_size is {image_size}; it must be at least 1 pixel.")
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise ModelError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
     source = resolve_source(name, revision)
     with quiet():
         config = _read_config(source)
@@ -94,7 +98,7 @@ def load_classifier(
         _require_spec(model, source, notices)
         if image_size is not None:
             model = set_image_size(model, image_size, name)
-        processor = load_processor(source, model.config, image_size, notices)
+        processor = load_processor(source, model.config, image_size, crop_pct, notices)
     check_input_size(model, *output_size(processor), name)
     return model, processor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,22 @@ _PIXEL_SETTINGS = ("resample", "image_mean", "image_std", "do_rescale", "rescale
 
 
 def load_processor(
-    source: ModelSource, config: PreTrainedConfig, image_size: int | None = None, notices: list[str] | None = None
+    source: ModelSource,
+    config: PreTrainedConfig,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+    notices: list[str] | None = None,
 ) -> BaseImageProcessor:
     """Read the checkpoint's own image processor and make it resize the shortest side and crop the centre.
 
-    Mean, standard deviation, interpolation and the ratio of crop to resize stay the checkpoint's. For a timm model `config.pretrained_cfg`,
-    where such a checkpoint keeps its processor, is changed alike.
+    Mean, standard deviation, interpolation and, without `crop_pct`, the ratio of crop to resize stay the checkpoint's. For a timm model
+    `config.pretrained_cfg`, where such a checkpoint keeps its processor, is changed alike.
 
     Args:
         source: Where the checkpoint is.
         config: The configuration of the model.
         image_size: Height and width in pixels that the model shall see; None for the checkpoint's own.
+        crop_pct: Side of the crop over the shortest side of the resized picture, in (0, 1]; None for the checkpoint's own.
         notices: Gets one sentence where the processor squashed pictures into a square.
 
     Returns:
@@ -43,7 +49,10 @@ def load_processor(
     Raises:
         ModelError: If the checkpoint has no processor, or one that does not make one RGB picture of one size.
     """
-    processor, shortest = _timm(config, image_size) if isinstance(config, TimmWrapperConfig) else _native(source, image_size)
+    if isinstance(config, TimmWrapperConfig):
+        processor, shortest = _timm(config, image_size, crop_pct)
+    else:
+        processor, shortest = _native(source, image_size, crop_pct)
     if shortest is not None:
         height, width = output_size(processor)
         notice = (
@@ -65,8 +74,8 @@ def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
     return (height, width) if _fixed_shape(processor) else (min(height, width), min(height, width))
 
 
-def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProcessor, int | None]:
-    """Return the processor and, where it had to be changed, the length that the shortest side is resized to."""
+def _native(source: ModelSource, image_size: int | None, crop_pct: float | None) -> tuple[BaseImageProcessor, int | None]:
+    """Return the processor and, where it did not keep the aspect, the length that the shortest side is resized to now."""
     try:
         processor = AutoImageProcessor.from_pretrained(source.location, revision=source.revision)
     except (OSError, ValueError, HTTPError) as error:
@@ -79,10 +88,11 @@ def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProce
         ) from None
     if image_size is not None:
         processor = _resized(processor, image_size)
-    if _keeps_aspect(processor):
+    keeps_aspect = _keeps_aspect(processor)
+    if keeps_aspect and crop_pct is None:
         return processor, None
     height, width = output_size(processor)
-    shortest = _squashed_side(processor) or max(height, width)
+    shortest = _shortest_side((height, width), crop_pct) if crop_pct else _squashed_side(processor) or max(height, width)
     crop = {
         "size": {"shortest_edge": shortest},
         "crop_size": {"height": height, "width": width},
@@ -90,24 +100,30 @@ def _native(source: ModelSource, image_size: int | None) -> tuple[BaseImageProce
         "do_center_crop": True,
         "do_pad": False,
     }
-    own = _changed(processor, crop)
-    if _keeps_aspect(own):
-        return own, shortest
-    settings = processor.to_dict()
-    return ViTImageProcessor(**{name: settings[name] for name in _PIXEL_SETTINGS if name in settings}, **crop), shortest
+    settings, own = processor.to_dict(), _changed(processor, crop)
+    if settings.get("crop_pct") or not _keeps_aspect(own):  # ConvNeXt's multiplies `size` by its own ratio
+        own = ViTImageProcessor(**{name: settings[name] for name in _PIXEL_SETTINGS if name in settings}, **crop)
+    return own, None if keeps_aspect else shortest
 
 
-def _timm(config: TimmWrapperConfig, image_size: int | None) -> tuple[BaseImageProcessor, int | None]:
+def _timm(config: TimmWrapperConfig, image_size: int | None, crop_pct: float | None) -> tuple[BaseImageProcessor, int | None]:
     """As `_native`, for the processor that timm keeps in the configuration."""
     spec = config.pretrained_cfg
     if image_size is not None:
         spec["input_size"] = [3, image_size, image_size]
+    if crop_pct is not None:
+        spec["crop_pct"] = crop_pct
     squashed = spec.get("crop_mode") in ("squash", "border")
     if squashed:
         spec["crop_mode"] = "center"
     processor = TimmWrapperImageProcessor(pretrained_cfg=spec, architecture=config.architecture)
     settings = processor.data_config
-    return processor, math.floor(max(settings["input_size"][1:]) / settings["crop_pct"]) if squashed else None
+    return processor, _shortest_side(settings["input_size"][1:], settings["crop_pct"]) if squashed else None
+
+
+def _shortest_side(crop: Sequence[int], crop_pct: float) -> int:
+    """The length that the shortest side of a picture is resized to before the crop, as timm rounds it."""
+    return math.floor(max(crop) / crop_pct)
 
 
 def _squashed_side(processor: BaseImageProcessor) -> int | None:

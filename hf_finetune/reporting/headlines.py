@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 # all other flags follow folded away, or are left to config.yaml
 MAIN_SETTINGS = (
-    *("dataset", "model", "model_revision", "image_size", "label_column", "max_train_samples", "max_eval_samples"),
+    *("dataset", "model", "model_revision", "image_size", "crop_pct", "label_column", "max_train_samples", "max_eval_samples"),
     *("validation_fraction", "test_fraction", "augmentation", "random_erasing", "mixup_alpha", "cutmix_alpha"),
     *("freeze", "batch_norm", "batch_norm_scope", "dropout", "drop_path", "adapter"),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_layers", "lora_dora", "lora_rslora"),

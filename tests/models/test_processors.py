@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import ConvNextImageProcessor, DeiTImageProcessor, ViTImageProcessor, pipeline
 
 from hf_finetune.errors import ModelError
@@ -102,6 +103,32 @@ def test_another_image_size_reaches_the_saved_pipeline(kind: str, size: int, tmp
     with torch.no_grad():
         expected = model(**inputs).logits.softmax(-1)[0].tolist()
     assert [got[label] for label in LABELS] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_crop_pct_decides_how_much_of_a_photo_is_seen_also_once_it_is_saved(kind: str, tmp_path: Path) -> None:
+    BUILDERS[kind](tmp_path / "base")
+    white, picture = (Image.new("RGB", (96, 64), colour) for colour in ("white", "black"))
+    picture.paste((255, 255, 255), (28, 12, 68, 52))  # more than the middle half of the shorter side
+    for crop_pct, dark in ((0.5, 0.0), (1.0, 1 - (40 / 64) ** 2)):
+        notices: list[str] = []
+        model, processor = load_classifier(str(tmp_path / "base"), LABELS, crop_pct=crop_pct, notices=notices)
+        assert output_size(processor) == (32, 32)
+        pixels, of_white = (processor(each, return_tensors="pt").pixel_values for each in (picture, white))
+        assert (pixels < of_white - 0.5).float().mean().item() == pytest.approx(dark, abs=0.1)
+        told = f"it resizes the shortest side to {round(32 / crop_pct)} and crops the centre of 32×32 pixels."
+        assert [notice.endswith(told) for notice in notices] == [True] * (kind in ("vit", "swin", "swinv2", "beit"))
+        save_classifier(model, processor, tmp_path / "saved")
+        _, again = load_classifier(str(tmp_path / "saved"), LABELS)
+        assert torch.equal(again(picture, return_tensors="pt").pixel_values, pixels)
+
+
+@pytest.mark.parametrize("crop_pct", [0.0, 1.5])
+def test_crop_pct_out_of_range(crop_pct: float, tmp_path: Path) -> None:
+    build_vit_dir(tmp_path)
+    with pytest.raises(ModelError) as raised:
+        load_classifier(str(tmp_path), LABELS, crop_pct=crop_pct)
+    assert str(raised.value) == f"crop_pct is {crop_pct}; it must be above 0 and at most 1."
 
 
 @pytest.mark.parametrize("kind", ["vit", "deit", "beit", "timm_vit"])
