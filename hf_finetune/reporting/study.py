@@ -213,8 +213,9 @@ class Study:
     def _check_settings(self, cell: str) -> None:
         file, now = self.directory / cell / "cell.json", _plain(self.cells[cell])
         made = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else now
-        if made != now:
-            changed = {key: made.get(key) for key in sorted(made.keys() | now.keys()) if made.get(key) != now.get(key)}
+        # a flag that came later and is not set, None, changes nothing
+        changed = {key: made.get(key) for key in sorted(made.keys() | now.keys()) if made.get(key) != now.get(key)}
+        if changed:
             raise DataError(
                 f"{file.parent} was made with other settings ({changed}); remove {file.parent}, or give the study another folder."
             )

@@ -172,6 +172,13 @@ def test_a_cell_whose_settings_changed_is_not_taken_for_finished(tmp_path: Path)
     )
 
 
+def test_a_setting_that_is_not_set_is_the_same_as_one_that_is_not_there(tmp_path: Path) -> None:
+    Study(tmp_path, CELLS, [0], FakeRuns()).run()
+    runs = FakeRuns()
+    Study(tmp_path, CELLS, [0], runs, common={"crop_pct": None}).run()
+    assert runs.made == []
+
+
 def test_common_settings_reach_every_cell_and_count_as_its_own(tmp_path: Path) -> None:
     runs = FakeRuns()
     Study(tmp_path, CELLS, [0], runs, common={"model": "tiny", "freeze": "never"}).run()
