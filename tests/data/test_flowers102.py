@@ -76,8 +76,14 @@ def test_numbers_that_cannot_be_used(name: str, archive: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "raised"),
-    [(b"no matlab", MatReadError), (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", NotImplementedError)],
-    ids=["text", "matlab 7.3"],
+    [
+        (b"no matlab", MatReadError),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", NotImplementedError),
+        (b"MATLAB 5.0 MAT-file".ljust(124), IndexError),
+        (b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01I", TypeError),
+        (b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM\x0e", OSError),
+    ],
+    ids=["text", "matlab 7.3", "cut before its version", "cut in its header", "cut in its first array"],
 )
 def test_a_file_that_scipy_does_not_read(content: bytes, raised: type[Exception], archive: Path) -> None:
     (archive / "setid.mat").write_bytes(content)
