@@ -61,6 +61,7 @@ def environment(trainer: FinetuneTrainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": str(computing_dtype(args)).removeprefix("torch."),
         "memory_layout": trainer.layout,
+        "micro_batch_size": trainer.micro_batch,
         "seed": args.seed,
         "processes": args.world_size,
     }

@@ -289,11 +289,17 @@ def test_killed_at_ten_random_steps_with_everything_on(photo_folder: Path, check
 
 
 @pytest.mark.parametrize(
-    "what",
-    [["--adapter", "lora"], ["--adapter", "none"], ["--adapter", "none", "--freeze", "gradual:start=0,every=1"]],
+    ("what", "in_two"),
+    [
+        (["--adapter", "lora"], ["--micro_batch_size", "3"]),
+        (["--adapter", "none"], []),
+        (["--adapter", "none", "--freeze", "gradual:start=0,every=1"], []),
+    ],
     ids=["lora", "full", "gradual"],
 )
-def test_two_processes_are_one(what: list[str], photo_folder: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path):
+def test_two_processes_are_one(
+    what: list[str], in_two: list[str], photo_folder: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path
+):
     flags = [
         "--dataset",
         str(photo_folder),
@@ -307,7 +313,7 @@ def test_two_processes_are_one(what: list[str], photo_folder: Path, checkpoint_o
     flags += ["--num_train_epochs", "2", "--learning_rate", "3e-3"]
     recipe = str(Path(__file__).parent.parent / "recipes" / "vit_lora.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = [*torchrun, recipe, *flags, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")]
+    two = [*torchrun, recipe, *flags, *in_two, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")]
     finished = subprocess.run(two, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     finetune(parse_arguments([*flags, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")]))

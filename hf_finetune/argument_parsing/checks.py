@@ -59,7 +59,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("num_train_epochs", "learning_rate", "head_lr", "backbone_lr", "adam_epsilon"), _POSITIVE),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), _POSITIVE),
     **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm", "eval_delay", "feature_cache_gb", "image_cache_gb"), _NOT_NEGATIVE),
-    **dict.fromkeys(("mixup_alpha", "cutmix_alpha", "unfreeze_warmup"), _NOT_NEGATIVE),
+    **dict.fromkeys(("mixup_alpha", "cutmix_alpha", "unfreeze_warmup", "micro_batch_size"), _NOT_NEGATIVE),
     "random_erasing": Range("between 0 and 1", low=0, high=1),
     "ema_decay": _FRACTION,
     "early_stopping_patience": _COUNT,

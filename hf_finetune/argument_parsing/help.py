@@ -22,6 +22,7 @@ _EVERYDAY = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "micro_batch_size",
     "learning_rate",
     "head_lr",
     "backbone_lr",

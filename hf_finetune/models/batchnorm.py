@@ -103,6 +103,11 @@ def require_batchnorm(model: nn.Module, what: str) -> dict[str, nn.Module]:
     return norms
 
 
+def moving_batchnorm(model: nn.Module) -> list[nn.Module]:
+    """Return the BatchNorm of `model` that follows the batches in training."""
+    return [norm for norm in batchnorm_modules(model).values() if not _is_held(norm)]
+
+
 def check_recomputation(model: nn.Module) -> None:
     """Refuse activation checkpointing where a network has none, or where computing activations twice would count them twice.
 
@@ -114,7 +119,7 @@ def check_recomputation(model: nn.Module) -> None:
     """
     if not getattr(model, "supports_gradient_checkpointing", True):
         raise ModelError(f"--activation_checkpointing does not apply to {type(model).__name__}; leave it out.")
-    if moving := [norm for norm in batchnorm_modules(model).values() if not _is_held(norm)]:
+    if moving := moving_batchnorm(model):
         raise ModelError(
             f"--activation_checkpointing computes every batch twice, and {len(moving)} BatchNorm layers would count it twice; "
             "add --batch_norm frozen, or leave it out."

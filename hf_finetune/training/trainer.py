@@ -22,6 +22,7 @@ from hf_finetune.argument_parsing.rates import parse_rates
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.mixing import BatchMixing
 from hf_finetune.data.transforms import TrainTransform
+from hf_finetune.errors import ModelError
 from hf_finetune.models.batchnorm import BatchNormPolicy, check_recomputation
 from hf_finetune.models.classifier import quiet
 from hf_finetune.models.freezing import Freezer, FreezeSchedule
@@ -32,6 +33,7 @@ from hf_finetune.training.callbacks import BeginEpoch, ReadableLog
 from hf_finetune.training.features import FeatureCache
 from hf_finetune.training.inputs import Inputs
 from hf_finetune.training.losses import CrossEntropy
+from hf_finetune.training.micro_batches import in_parts, micro_batch_size
 from hf_finetune.training.optim import check_rates, optimizer_options, parameter_groups
 from hf_finetune.training.precision import set_layout
 from hf_finetune.training.prefix import CACHED
@@ -111,6 +113,10 @@ class FinetuneTrainer(Trainer):
         batch_norm: What BatchNorm does; with a mode and no schedule everything else trains.
         loss: A callable as `CrossEntropy`; by default cross-entropy with `args.label_smoothing_factor`.
         callbacks: Further callbacks.
+
+    Attributes:
+        micro_batch: How many photos of a training batch go through the network at once; None for all of them.
+        layout: Memory layout of the weights.
     """
 
     def __init__(
@@ -142,6 +148,8 @@ class FinetuneTrainer(Trainer):
             self.freezer.apply(last_epoch(args))
         if args.activation_checkpointing:
             check_recomputation(model)
+        size = micro_batch_size(args.micro_batch_size, model, transform.spec.height * transform.spec.width, args.device.type)
+        self.micro_batch = size if size and size < args.per_device_train_batch_size else None
         check_rates(model, parse_rates(args.group_lr or ""), args.layer_groups)  # here: where the optimizer is made the run has begun
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         super().__init__(
@@ -159,6 +167,8 @@ class FinetuneTrainer(Trainer):
             self.args.dataloader_persistent_workers = False  # they would go on reading what an earlier stage read
         # a resumed run stops where the uninterrupted one does only if evaluations without an improvement are counted on
         self.args.restore_callback_states_from_checkpoint |= any(isinstance(one, EarlyStoppingCallback) for one in callbacks or [])
+        if args.micro_batch_size and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ModelError("--micro_batch_size does not work with DeepSpeed or FSDP; use --gradient_accumulation_steps.")
         self.label_names = ["labels"]
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
@@ -238,6 +248,18 @@ class FinetuneTrainer(Trainer):
             self._recalibrate()
         self._trained = trained
         self.inputs.choose(model, self.state.num_train_epochs, sharded=bool(self.is_fsdp_enabled or self.is_deepspeed_enabled))
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        """Add up the gradient of a batch, which goes through the network in parts where memory asks for it."""
+        asked = cast(FinetuneArguments, self.args).micro_batch_size
+        size = self.micro_batch if asked or CACHED not in inputs else None  # what starts at kept activations needs little memory
+        items = inputs["labels"].numel() if num_items_in_batch is None else num_items_in_batch
+        *parts, last = in_parts(inputs, size)
+        losses = []
+        for part in parts:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, items))
+        return torch.stack([*losses, super().training_step(model, last, items)]).sum()
 
     def _recalibrate(self) -> None:
         """Estimate the statistics of BatchNorm on the training photos, where the policy says so; every process does all of it alike."""

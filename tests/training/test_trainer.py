@@ -10,17 +10,13 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_finetune.errors import ModelError
-from hf_finetune.models.freezing import FreezeSchedule, freeze, head_parameter_names
+from hf_finetune.models.freezing import head_parameter_names
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.trainer import FinetuneTrainer
 from tests.coloured import assert_only_changed, weights_of
+from tests.training.helpers import assert_close, head_only, trained
 
 MakeTrainer = Callable[..., FinetuneTrainer]
-
-
-def trained(trainer: FinetuneTrainer) -> dict[str, torch.Tensor]:
-    trainer.train()
-    return weights_of(trainer.model)
 
 
 def without_drop_path(model: torch.nn.Module) -> torch.nn.Module:
@@ -28,17 +24,6 @@ def without_drop_path(model: torch.nn.Module) -> torch.nn.Module:
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
     return model
-
-
-def head_only(model: torch.nn.Module) -> torch.nn.Module:
-    freeze(model, FreezeSchedule.head())
-    return model
-
-
-def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 # beit, swinv2 and the custom loss on vit get gradients times the number of micro-batches from the stock Trainer

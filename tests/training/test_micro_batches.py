@@ -1,0 +1,84 @@
+"""Batches that go through the network in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from hf_finetune.data.mixing import BatchMixing
+from hf_finetune.errors import ModelError
+from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, hold_batchnorm
+from hf_finetune.models.lora import add_lora
+from hf_finetune.training.micro_batches import in_parts, micro_batch_size
+from tests.training.helpers import assert_close, head_only, trained
+
+
+def test_parts_are_as_equal_as_they_can_be():
+    batch = {"pixel_values": torch.rand(20, 3, 4, 4), "labels": torch.arange(20)}
+    parts = in_parts(batch, 8)
+    assert [len(part["labels"]) for part in parts] == [7, 7, 6]
+    for name, values in batch.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), values)
+    assert in_parts(batch, None) == [batch]
+    assert in_parts(batch, 20) == [batch]
+
+
+CONVOLUTION = nn.Conv2d(3, 4, 3)
+PATCHES = nn.Conv2d(3, 4, 16, stride=16)
+
+
+@pytest.mark.parametrize(
+    ("requested", "layers", "side", "device", "chosen"),
+    [
+        (None, [PATCHES, nn.LayerNorm(4)], 224, "cpu", 8),
+        (None, [PATCHES, nn.LayerNorm(4)], 448, "cpu", 2),
+        (None, [PATCHES, nn.LayerNorm(4)], 1024, "cpu", 1),
+        (None, [PATCHES, nn.LayerNorm(4)], 224, "cuda", None),
+        (None, [PATCHES, nn.BatchNorm2d(4)], 224, "cpu", None),
+        (None, [CONVOLUTION, nn.GroupNorm(2, 4)], 224, "cpu", None),
+        (0, [PATCHES, nn.LayerNorm(4)], 224, "cpu", None),
+        (5, [CONVOLUTION, nn.GroupNorm(2, 4)], 224, "cuda", 5),
+    ],
+)
+def test_size_follows_the_request_the_network_and_the_device(requested, layers, side, device, chosen):
+    assert micro_batch_size(requested, nn.Sequential(*layers), side * side, device) == chosen
+
+
+def test_batchnorm_that_is_held_allows_parts_and_one_that_moves_does_not():
+    model = nn.Sequential(CONVOLUTION, nn.BatchNorm2d(4))
+    with pytest.raises(ModelError) as error:
+        micro_batch_size(5, model, 224 * 224, "cpu")
+    assert str(error.value) == (
+        "--micro_batch_size cuts every batch in parts, and 1 BatchNorm layers would take the mean and variance of each part for those of "
+        "the batch; add --batch_norm frozen, or leave it out."
+    )
+    hold_batchnorm(model)
+    assert micro_batch_size(5, model, 224 * 224, "cpu") == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("vit", {}),
+        ("vit", {"adapt": add_lora, "gradient_accumulation_steps": 2, "label_smoothing_factor": 0.1}),
+        ("vit", {"mixing": BatchMixing(5, 0.4, 0.4)}),
+        ("timm_resnet", {"batch_norm": BatchNormPolicy(BatchNormMode.FROZEN)}),
+        ("vit", {"adapt": head_only}),
+    ],
+    ids=["full", "lora accumulated", "mixed", "held", "cached"],
+)
+def test_parts_give_the_weights_of_whole_batches(kind: str, settings: dict, make_trainer: Callable):
+    # plain SGD, since Adam's normalisation would hide a factor
+    settings = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, **settings}
+    whole = make_trainer(kind, **settings)
+    cut = make_trainer(kind, micro_batch_size=3, **settings)
+    assert (whole.micro_batch, cut.micro_batch) == (None, 3)
+    seen: list[int] = []
+    cut.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(len(next(iter(kwargs.values())))), with_kwargs=True)
+    assert_close(trained(whole), trained(cut), 1e-5)
+    assert max(seen) == 3
+    losses = ([entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in (whole, cut))
+    assert next(losses) == pytest.approx(next(losses), rel=1e-4)
