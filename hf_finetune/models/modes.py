@@ -1,9 +1,10 @@
-"""Evaluation mode for a while, with every module's own mode given back."""
+"""Modules that do something else for a while: evaluate, with every module's own mode given back, or another `forward`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -18,3 +19,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def replace_forward(module: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+    """Put `around` about the module's `forward`, and return what undoes it."""
+    had_own, before = "forward" in vars(module), module.forward
+    module.forward = around(before)
+
+    def undo() -> None:
+        if had_own:
+            module.forward = before
+        else:
+            del module.forward
+
+    return undo

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_finetune.data.transforms import EvalTransform
+from hf_finetune.models.folding import folded_batchnorm
 from hf_finetune.models.modes import evaluating
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.allocator import keep_freed_memory
@@ -84,7 +85,8 @@ def evaluate_classifier(
     device = next(model.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
-    loader = DataLoader(Rows(dataset.with_transform(EvalTransform(processor))), batch_size=batch_size, collate_fn=Collate())
-    with evaluating(model):
+    rows, collate = Rows(dataset.with_transform(EvalTransform(processor))), Collate()
+    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate)
+    with evaluating(model), folded_batchnorm(model, lambda: {"pixel_values": collate([rows[0]])["pixel_values"].to(device)}):
         logits = [model(pixel_values=batch["pixel_values"].to(device)).logits.float().cpu() for batch in loader]
     return evaluation_of(torch.cat(logits).softmax(-1).numpy(), dataset, split)

@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader
 
 from hf_finetune.data.stored_arrays import ArrayStore, cache_root, data_fingerprint, digest
 from hf_finetune.data.transforms import EvalTransform, TrainTransform
+from hf_finetune.models.folding import folded_batchnorm
 from hf_finetune.training.prefix import CACHED, FrozenPrefix
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2  # of the files; raise it when the same inputs would give other activations
+_VERSION = 3  # of the files; raise it when the same inputs would give other activations
 _SETTINGS_OF_LABELS = ("id2label", "label2id", "label_names", "num_labels", "num_classes", "_name_or_path", "problem_type")
 
 
@@ -162,14 +163,14 @@ class FeatureCache:
             self.reused += len(split)
             return found
         self.computed += len(split)
-        batches = self._batches(split, transform)
-        first = next(batches)
-        return self.store.write(name, (len(split), *first.shape[1:]), "float32", itertools.chain([first], batches))
+        photos, device = split.with_transform(transform), next(self.prefix.model.parameters()).device
+        with folded_batchnorm(self.prefix.model, lambda: {"pixel_values": _pixels_of([photos[0]]).to(device)}):
+            batches = self._batches(Rows(photos), device)
+            first = next(batches)
+            return self.store.write(name, (len(split), *first.shape[1:]), "float32", itertools.chain([first], batches))
 
-    def _batches(self, split: datasets.Dataset, transform: EvalTransform | TrainTransform) -> Iterator[np.ndarray]:
-        device = next(self.prefix.model.parameters()).device
-        loader = DataLoader(Rows(split.with_transform(transform)), batch_size=self.batch_size, collate_fn=_pixels_of)
-        for pixels in loader:
+    def _batches(self, photos: Rows, device: torch.device) -> Iterator[np.ndarray]:
+        for pixels in DataLoader(photos, batch_size=self.batch_size, collate_fn=_pixels_of):
             with self.autocast():
                 yield self.prefix.activations(pixels.to(device)).float().cpu().numpy()
 

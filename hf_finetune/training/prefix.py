@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_finetune.models.modes import evaluating
+from hf_finetune.models.modes import evaluating, replace_forward
 
 CACHED = "cached_activations"
 # a part below which keeping activations on disk costs more than computing them
@@ -70,7 +70,7 @@ class FrozenPrefix:
     def attach(self) -> None:
         """Let the network take `cached_activations` from now on."""
         for name in self.skipped:
-            self._undo.append(_replace_forward(self.model.get_submodule(name), self._short_cut(name)))
+            self._undo.append(replace_forward(self.model.get_submodule(name), self._short_cut(name)))
         entry = self.model.get_submodule(self.boundary)
         hooks = [
             self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -302,20 +302,6 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, s
         if isinstance(kwargs.get(keyword), torch.Tensor):
             return -1, keyword, kwargs[keyword]
     raise LookupError("no tensor")
-
-
-def _replace_forward(module: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
-    """Put `around` about the module's `forward`, and return what undoes it."""
-    had_own, before = "forward" in vars(module), module.forward
-    module.forward = around(before)
-
-    def undo() -> None:
-        if had_own:
-            module.forward = before
-        else:
-            del module.forward
-
-    return undo
 
 
 def _ancestors(name: str) -> list[str]:

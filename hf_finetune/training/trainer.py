@@ -25,6 +25,7 @@ from hf_finetune.data.transforms import TrainTransform
 from hf_finetune.errors import ModelError
 from hf_finetune.models.batchnorm import BatchNormPolicy, check_recomputation
 from hf_finetune.models.classifier import quiet
+from hf_finetune.models.folding import folded_batchnorm
 from hf_finetune.models.freezing import Freezer, FreezeSchedule
 from hf_finetune.models.layers import group_table
 from hf_finetune.reporting.metrics import classification_metrics
@@ -277,10 +278,21 @@ class FinetuneTrainer(Trainer):
             if norms:
                 logger.info("BatchNorm: mean and variance of %d layers estimated anew on %d training photos.", norms, photos)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the average of the weights, where there is one, from cached activations, where there are some."""
-        with self.inputs.attached(), self.average.in_place() if self.average else contextlib.nullcontext():
-            return super().evaluation_loop(*args, **kwargs)
+        with self.inputs.attached(), self.average.in_place() if self.average else contextlib.nullcontext(), self._folded(dataloader):
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def _folded(self, dataloader: DataLoader) -> contextlib.AbstractContextManager[None]:
+        """Fold BatchNorm into convolutions, where the weights are whole and no compiler does it."""
+        if self.args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+            return contextlib.nullcontext()
+
+        def example() -> dict[str, Any]:
+            batch = self._prepare_inputs(self.data_collator([dataloader.dataset[0]]))
+            return {name: values for name, values in batch.items() if name != "labels"}
+
+        return folded_batchnorm(cast(nn.Module, self.model), example)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate under inference mode, which keeps no books for autograd at all."""

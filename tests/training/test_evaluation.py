@@ -4,6 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from torch.nn import functional
 
 from hf_finetune.models.classifier import load_classifier
 from hf_finetune.training.evaluation import evaluate_classifier
@@ -33,3 +36,18 @@ def test_every_module_is_in_its_own_mode_afterwards(checkpoint_of, photos) -> No
     before = {name: module.training for name, module in model.named_modules()}
     evaluate_classifier(model, photos["test"], processor)
     assert {name: module.training for name, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["trainer", "outside"])
+def test_batchnorm_is_folded_into_convolutions_while_photos_are_scored(inside: bool, make_trainer, photos, monkeypatch) -> None:
+    trainer = make_trainer("timm_resnet")
+    images: list[int] = []
+    plain = functional.batch_norm
+    monkeypatch.setattr(functional, "batch_norm", lambda pixels, *args: (images.append(len(pixels)), plain(pixels, *args))[1])
+    if inside:
+        trainer.predict_split(photos["test"])
+    else:
+        evaluate_classifier(trainer.model, photos["test"], trainer.processing_class)
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in trainer.model.modules())
+    assert images == [1] * norms  # the one image that shows what can be folded
+    assert not any("forward" in vars(module) for module in trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
