@@ -32,9 +32,12 @@ def measure(row: Row, photos: int, inputs: Path, output_dir: Path) -> dict[str, 
 def measure_raw(row: Row, photos: int, inputs: Path, output_dir: Path) -> dict[str, Any]:
     """Return the measurement of the bare step, with the model and the batch as this project's trainer hands them to each other.
 
-    One step of the trainer, without its caches, fixes precision, memory layout and what trains; the batch it saw is used again.
+    One step of the trainer, with whole batches and without its caches, fixes precision, memory layout and what trains; the batch it saw
+    is used again.
     """
-    trainer, dataset = prepare(settings(row, photos, inputs, output_dir, max_steps=1, feature_cache_gb=0, image_cache_gb=0))
+    trainer, dataset = prepare(
+        settings(row, photos, inputs, output_dir, max_steps=1, feature_cache_gb=0, image_cache_gb=0, micro_batch_size=0)
+    )
     capture = Capture(trainer.model)
     if row.evaluation:
         trainer.predict_split(dataset["validation"])
@@ -80,7 +83,7 @@ def prepare(arguments: Arguments) -> tuple[FinetuneTrainer, DatasetDict]:
 
 
 class Capture:
-    """Remembers the first batch that a model gets, and the autocast under which its first layer computes.
+    """Remembers the largest batch that a model gets, and the autocast under which its first layer computes.
 
     Attributes:
         pixels: The batch `[B, 3, H, W]` as the model got it.
@@ -96,8 +99,9 @@ class Capture:
         self._handles += [layer.register_forward_pre_hook(self._see_layer) for layer in layers]
 
     def _see_batch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(self.pixels) == 0:
-            self.pixels = next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim == 4)
+        pixels = next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim == 4)
+        if len(pixels) > len(self.pixels):
+            self.pixels = pixels
 
     def _see_layer(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         if self.dtype is None:
