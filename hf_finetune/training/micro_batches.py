@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hf_finetune.arguments import FinetuneArguments
+from hf_finetune.data.transforms import InputSpec
 from hf_finetune.errors import ModelError
 from hf_finetune.models.batchnorm import moving_batchnorm
 from hf_finetune.training.precision import is_convolutional
@@ -13,29 +15,30 @@ from hf_finetune.training.precision import is_convolutional
 _PIXELS_ON_CPU = 8 * 224 * 224
 
 
-def micro_batch_size(requested: int | None, model: nn.Module, pixels: int, device: str) -> int | None:
-    """Return how many photos go through a network at once in training, or None for the whole batch.
+def micro_batch_size(args: FinetuneArguments, model: nn.Module, spec: InputSpec, *, sharded: bool = False) -> int | None:
+    """Return how many photos of a batch go through a network at once in training, or None for all of them.
 
     Args:
-        requested: As the flag takes it: None chooses, 0 is the whole batch.
-        model: As it trains from now on, its BatchNorm held where it is not to move.
-        pixels: Height times width of a photo.
-        device: Type of the device.
+        args: The batch size, the device, and what was asked for.
+        model: As it trains, its BatchNorm held where it is never to move.
+        spec: The size of a photo.
+        sharded: Whether parameters are spread over processes.
 
     Raises:
-        ModelError: If parts are asked for, and BatchNorm would take each of them for the batch.
+        ModelError: If parts are asked for where they would not give the gradient of the batch.
     """
-    moving = moving_batchnorm(model)
+    requested, moving = args.micro_batch_size, moving_batchnorm(model)
+    if requested and sharded:
+        raise ModelError("--micro_batch_size does not work with FSDP or DeepSpeed; use --gradient_accumulation_steps.")
     if requested and moving:
         raise ModelError(
             f"--micro_batch_size cuts every batch in parts, and {len(moving)} BatchNorm layers would take the mean and variance of each "
             "part for those of the batch; add --batch_norm frozen, or leave it out."
         )
-    if requested is not None:
-        return requested or None
-    if device != "cpu" or moving or is_convolutional(model):
-        return None
-    return max(1, _PIXELS_ON_CPU // pixels)
+    size = requested or 0
+    if requested is None and args.device.type == "cpu" and not (sharded or moving or is_convolutional(model)):
+        size = max(1, _PIXELS_ON_CPU // (spec.height * spec.width))
+    return size if 0 < size < args.per_device_train_batch_size else None
 
 
 def in_parts(batch: dict[str, torch.Tensor], size: int | None) -> list[dict[str, torch.Tensor]]:

@@ -22,7 +22,6 @@ from hf_finetune.argument_parsing.rates import parse_rates
 from hf_finetune.arguments import FinetuneArguments
 from hf_finetune.data.mixing import BatchMixing
 from hf_finetune.data.transforms import TrainTransform
-from hf_finetune.errors import ModelError
 from hf_finetune.models.batchnorm import BatchNormPolicy, check_recomputation
 from hf_finetune.models.classifier import quiet
 from hf_finetune.models.folding import folded_batchnorm
@@ -149,8 +148,6 @@ class FinetuneTrainer(Trainer):
             self.freezer.apply(last_epoch(args))
         if args.activation_checkpointing:
             check_recomputation(model)
-        size = micro_batch_size(args.micro_batch_size, model, transform.spec.height * transform.spec.width, args.device.type)
-        self.micro_batch = size if size and size < args.per_device_train_batch_size else None
         check_rates(model, parse_rates(args.group_lr or ""), args.layer_groups)  # here: where the optimizer is made the run has begun
         self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         super().__init__(
@@ -168,8 +165,7 @@ class FinetuneTrainer(Trainer):
             self.args.dataloader_persistent_workers = False  # they would go on reading what an earlier stage read
         # a resumed run stops where the uninterrupted one does only if evaluations without an improvement are counted on
         self.args.restore_callback_states_from_checkpoint |= any(isinstance(one, EarlyStoppingCallback) for one in callbacks or [])
-        if args.micro_batch_size and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ModelError("--micro_batch_size does not work with DeepSpeed or FSDP; use --gradient_accumulation_steps.")
+        self.micro_batch = micro_batch_size(args, model, transform.spec, sharded=self._sharded)
         self.label_names = ["labels"]
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
@@ -179,6 +175,11 @@ class FinetuneTrainer(Trainer):
     def features(self) -> FeatureCache | None:
         """The feature cache in use."""
         return self.inputs.features
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether parameters are spread over processes."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer over `parameter_groups`; the class and its options are those of `--optim`."""
@@ -248,7 +249,7 @@ class FinetuneTrainer(Trainer):
         if self.state.global_step == 0 and not self._trained:
             self._recalibrate()
         self._trained = trained
-        self.inputs.choose(model, self.state.num_train_epochs, sharded=bool(self.is_fsdp_enabled or self.is_deepspeed_enabled))
+        self.inputs.choose(model, self.state.num_train_epochs, sharded=self._sharded)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         """Add up the gradient of a batch, which goes through the network in parts where memory asks for it."""
@@ -285,7 +286,7 @@ class FinetuneTrainer(Trainer):
 
     def _folded(self, dataloader: DataLoader) -> contextlib.AbstractContextManager[None]:
         """Fold BatchNorm into convolutions, where the weights are whole and no compiler does it."""
-        if self.args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+        if self.args.torch_compile or self._sharded or self.args.n_gpu > 1:
             return contextlib.nullcontext()
 
         def example() -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import InterpolationMode
 
 from hf_finetune.data.mixing import BatchMixing
+from hf_finetune.data.transforms import InputSpec
 from hf_finetune.errors import ModelError
 from hf_finetune.models.batchnorm import BatchNormMode, BatchNormPolicy, hold_batchnorm
 from hf_finetune.models.lora import add_lora
@@ -30,33 +33,48 @@ CONVOLUTION = nn.Conv2d(3, 4, 3)
 PATCHES = nn.Conv2d(3, 4, 16, stride=16)
 
 
+def chosen(requested: int | None, layers: list[nn.Module], side: int = 224, device: str = "cpu", **more: bool) -> int | None:
+    args = SimpleNamespace(micro_batch_size=requested, per_device_train_batch_size=32, device=torch.device(device))
+    spec = InputSpec(side, side, InterpolationMode.BICUBIC, (0.5,) * 3, (0.5,) * 3)
+    return micro_batch_size(args, nn.Sequential(*layers), spec, **more)
+
+
 @pytest.mark.parametrize(
-    ("requested", "layers", "side", "device", "chosen"),
+    ("requested", "layers", "side", "device", "size"),
     [
         (None, [PATCHES, nn.LayerNorm(4)], 224, "cpu", 8),
         (None, [PATCHES, nn.LayerNorm(4)], 448, "cpu", 2),
         (None, [PATCHES, nn.LayerNorm(4)], 1024, "cpu", 1),
+        (None, [PATCHES, nn.LayerNorm(4)], 64, "cpu", None),  # 98 photos, and a batch has 32
         (None, [PATCHES, nn.LayerNorm(4)], 224, "cuda", None),
         (None, [PATCHES, nn.BatchNorm2d(4)], 224, "cpu", None),
         (None, [CONVOLUTION, nn.GroupNorm(2, 4)], 224, "cpu", None),
         (0, [PATCHES, nn.LayerNorm(4)], 224, "cpu", None),
         (5, [CONVOLUTION, nn.GroupNorm(2, 4)], 224, "cuda", 5),
+        (32, [CONVOLUTION, nn.GroupNorm(2, 4)], 224, "cuda", None),
     ],
 )
-def test_size_follows_the_request_the_network_and_the_device(requested, layers, side, device, chosen):
-    assert micro_batch_size(requested, nn.Sequential(*layers), side * side, device) == chosen
+def test_size_follows_the_request_the_network_and_the_device(requested, layers, side, device, size):
+    assert chosen(requested, layers, side, device) == size
 
 
 def test_batchnorm_that_is_held_allows_parts_and_one_that_moves_does_not():
     model = nn.Sequential(CONVOLUTION, nn.BatchNorm2d(4))
     with pytest.raises(ModelError) as error:
-        micro_batch_size(5, model, 224 * 224, "cpu")
+        chosen(5, list(model))
     assert str(error.value) == (
         "--micro_batch_size cuts every batch in parts, and 1 BatchNorm layers would take the mean and variance of each part for those of "
         "the batch; add --batch_norm frozen, or leave it out."
     )
     hold_batchnorm(model)
-    assert micro_batch_size(5, model, 224 * 224, "cpu") == 5
+    assert chosen(5, list(model)) == 5
+
+
+def test_sharded_parameters_take_batches_whole():
+    assert chosen(None, [PATCHES, nn.LayerNorm(4)], sharded=True) is None
+    with pytest.raises(ModelError) as error:
+        chosen(5, [PATCHES, nn.LayerNorm(4)], sharded=True)
+    assert str(error.value) == "--micro_batch_size does not work with FSDP or DeepSpeed; use --gradient_accumulation_steps."
 
 
 @pytest.mark.parametrize(
