@@ -144,7 +144,7 @@ class FinetuneArguments(TrainingArguments):
     micro_batch_size: int | None = _setting(
         None,
         "Photos that go through the network at once in training, where memory is short; the gradient is that of the whole batch. By "
-        "default for a transformer on a CPU 8 photos of 224 pixels, or as many pixels of others; else the whole batch, as with 0.",
+        "default for a transformer on a CPU 16 photos of 224 pixels, or as many pixels of others; else the whole batch, as with 0.",
     )
     learning_rate: float = _setting(1e-3, "Peak learning rate.")
     head_lr: float | None = _setting(None, "Peak learning rate of the head; by default --learning_rate.")

@@ -42,10 +42,10 @@ def chosen(requested: int | None, layers: list[nn.Module], side: int = 224, devi
 @pytest.mark.parametrize(
     ("requested", "layers", "side", "device", "size"),
     [
-        (None, [PATCHES, nn.LayerNorm(4)], 224, "cpu", 8),
-        (None, [PATCHES, nn.LayerNorm(4)], 448, "cpu", 2),
+        (None, [PATCHES, nn.LayerNorm(4)], 224, "cpu", 16),
+        (None, [PATCHES, nn.LayerNorm(4)], 448, "cpu", 4),
         (None, [PATCHES, nn.LayerNorm(4)], 1024, "cpu", 1),
-        (None, [PATCHES, nn.LayerNorm(4)], 64, "cpu", None),  # 98 photos, and a batch has 32
+        (None, [PATCHES, nn.LayerNorm(4)], 64, "cpu", None),  # 196 photos, and a batch has 32
         (None, [PATCHES, nn.LayerNorm(4)], 224, "cuda", None),
         (None, [PATCHES, nn.BatchNorm2d(4)], 224, "cpu", None),
         (None, [CONVOLUTION, nn.GroupNorm(2, 4)], 224, "cpu", None),
