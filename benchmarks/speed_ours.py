@@ -101,7 +101,7 @@ class Capture:
     def _see_batch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pixels = next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value) and value.ndim == 4)
         if len(pixels) > len(self.pixels):
-            self.pixels = pixels
+            self.pixels, self.dtype = pixels, None
 
     def _see_layer(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         if self.dtype is None:

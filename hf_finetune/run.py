@@ -112,8 +112,6 @@ def finetune(arguments: Arguments) -> Run:
     trainer = build_trainer(arguments, dataset, model, processor, [stop])
     claim_directory(arguments)  # only now that everything that could be wrong with the input has been looked at
     logger.info(describe(training, trainer.layout))
-    if trainer.micro_batch:
-        logger.info("A batch trains in parts of at most %d photos: the same gradient, in less memory.", trainer.micro_batch)
     figures = train(trainer, checkpoint, len(dataset["train"]), notices)
     if stop.received is not None:
         raise Interrupted(

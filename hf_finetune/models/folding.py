@@ -7,7 +7,7 @@ In evaluation mode BatchNorm is a factor and a summand a channel, which a convol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +19,6 @@ from torch.utils._pytree import tree_leaves
 
 from hf_finetune.models.modes import evaluating, replace_forward
 
-Undo = Callable[[], None]
-
 
 @contextmanager
 def folded_batchnorm(model: nn.Module, example: Callable[[], dict[str, Any]]) -> Iterator[None]:
@@ -28,21 +26,18 @@ def folded_batchnorm(model: nn.Module, example: Callable[[], dict[str, Any]]) ->
 
     Folded is each BatchNorm that alone gets the output of a convolution, which one call of the model shows. Parameters, buffers and the
     state dict stay as they are. Within the block the model must be in evaluation mode when it is called, its weights must not change,
-    and no gradient can flow.
+    and no gradient reaches what is folded.
 
     Args:
         model: Any network.
         example: Returns the keywords of a call; asked only where the network has BatchNorm.
     """
-    undo: list[Undo] = []
-    if any(map(_is_norm, model.modules())):
-        with torch.no_grad(), evaluating(model):
-            undo = [one for pair in _Trace(model).run(example()) for one in _fold(*pair)]
-    try:
+    with ExitStack() as undo:
+        if any(map(_is_norm, model.modules())):
+            with torch.no_grad(), evaluating(model):
+                for pair in _Trace(model).run(example()):
+                    _fold(*pair, undo)
         yield
-    finally:
-        for one in reversed(undo):
-            one()
 
 
 class _Trace(TorchDispatchMode):
@@ -105,18 +100,16 @@ def _has_forward_of(module: nn.Module, *classes: type[nn.Module]) -> bool:
     return "forward" not in vars(module) and type(module).forward in [one.forward for one in classes]
 
 
-def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> list[Undo]:
-    """Let a convolution do what the BatchNorm after it does, and return what undoes it."""
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d, undo: ExitStack) -> None:
+    """Let a convolution do what the BatchNorm after it does, until `undo` is closed."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
     shift = (0 if convolution.bias is None else convolution.bias) - norm.running_mean
     weight = convolution.weight * factor.reshape(-1, 1, 1, 1)
     bias = shift * factor + (0 if norm.bias is None else norm.bias)
-    return [
-        replace_forward(convolution, lambda forward: _convolving(convolution, weight, bias)),
-        replace_forward(norm, lambda forward: _what_follows(norm)),
-    ]
+    undo.callback(replace_forward(convolution, lambda forward: _convolving(convolution, weight, bias)))
+    undo.callback(replace_forward(norm, lambda forward: _what_follows(norm)))
 
 
 def _convolving(convolution: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -15,30 +15,43 @@ from hf_finetune.training.precision import is_convolutional
 _PIXELS_ON_CPU = 16 * 224 * 224
 
 
-def micro_batch_size(args: FinetuneArguments, model: nn.Module, spec: InputSpec, *, sharded: bool = False) -> int | None:
+def micro_batch_size(
+    args: FinetuneArguments, model: nn.Module, spec: InputSpec, *, sharded: bool = False, by_default: bool = True
+) -> int | None:
     """Return how many photos of a batch go through a network at once in training, or None for all of them.
 
     Args:
-        args: The batch size, the device, and what was asked for.
+        args: The batch size, the device, the optimizer, and what was asked for.
         model: As it trains, its BatchNorm held where it is never to move.
         spec: The size of a photo.
         sharded: Whether parameters are spread over processes.
+        by_default: Whether parts may be chosen where nobody asked for them.
 
     Raises:
         ModelError: If parts are asked for where they would not give the gradient of the batch.
     """
-    requested, moving = args.micro_batch_size, moving_batchnorm(model)
-    if requested and sharded:
-        raise ModelError("--micro_batch_size does not work with FSDP or DeepSpeed; use --gradient_accumulation_steps.")
-    if requested and moving:
-        raise ModelError(
-            f"--micro_batch_size cuts every batch in parts, and {len(moving)} BatchNorm layers would take the mean and variance of each "
-            "part for those of the batch; add --batch_norm frozen, or leave it out."
-        )
-    size = requested or 0
-    if requested is None and args.device.type == "cpu" and not (sharded or moving or is_convolutional(model)):
+    obstacle = _obstacle(args, model, sharded)
+    if args.micro_batch_size and obstacle:
+        raise ModelError(f"--micro_batch_size cuts every batch in parts, and {obstacle}")
+    size = args.micro_batch_size or 0
+    if args.micro_batch_size is None and by_default and args.device.type == "cpu" and not (obstacle or is_convolutional(model)):
         size = max(1, _PIXELS_ON_CPU // (spec.height * spec.width))
     return size if 0 < size < args.per_device_train_batch_size else None
+
+
+def _obstacle(args: FinetuneArguments, model: nn.Module, sharded: bool) -> str | None:
+    """Return why parts would not give the gradient of the batch, as the end of a sentence, or None where they do."""
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if sharded:
+        return "FSDP and DeepSpeed count each of them as a batch; use --gradient_accumulation_steps."
+    if "layerwise" in optimizer or "lomo" in optimizer:
+        return f"--optim {optimizer} makes a step after each of them; leave one of the two out."
+    if moving := moving_batchnorm(model):
+        return (
+            f"{len(moving)} BatchNorm layers would take the mean and variance of each for those of the batch; add --batch_norm frozen, or "
+            "leave it out."
+        )
+    return None
 
 
 def in_parts(batch: dict[str, torch.Tensor], size: int | None) -> list[dict[str, torch.Tensor]]:

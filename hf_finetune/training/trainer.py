@@ -30,7 +30,7 @@ from hf_finetune.models.layers import group_table
 from hf_finetune.reporting.metrics import classification_metrics
 from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.callbacks import BeginEpoch, ReadableLog
-from hf_finetune.training.features import FeatureCache
+from hf_finetune.training.features import CachedFeatures, FeatureCache
 from hf_finetune.training.inputs import Inputs
 from hf_finetune.training.losses import CrossEntropy
 from hf_finetune.training.micro_batches import in_parts, micro_batch_size
@@ -165,7 +165,8 @@ class FinetuneTrainer(Trainer):
             self.args.dataloader_persistent_workers = False  # they would go on reading what an earlier stage read
         # a resumed run stops where the uninterrupted one does only if evaluations without an improvement are counted on
         self.args.restore_callback_states_from_checkpoint |= any(isinstance(one, EarlyStoppingCallback) for one in callbacks or [])
-        self.micro_batch = micro_batch_size(args, model, transform.spec, sharded=self._sharded)
+        self._parts_by_default = loss is None  # another loss may not count the examples of the whole batch
+        self.micro_batch = self._choose_micro_batch()
         self.label_names = ["labels"]
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
@@ -248,20 +249,26 @@ class FinetuneTrainer(Trainer):
             logger.info("Epoch %d: %s of %s parameters train from here on.", epoch, *parameter_counts(model))
         if self.state.global_step == 0 and not self._trained:
             self._recalibrate()
-        self._trained = trained
         self.inputs.choose(model, self.state.num_train_epochs, sharded=self._sharded)
+        self.micro_batch = self._choose_micro_batch()
+        if self.micro_batch and not self._trained:
+            logger.info("A batch trains in parts of at most %d photos: the gradient of all of it, in less memory.", self.micro_batch)
+        self._trained = trained
+
+    def _choose_micro_batch(self) -> int | None:
+        # what starts at kept activations needs little memory
+        by_default = self._parts_by_default and not isinstance(self.inputs.train.source, CachedFeatures)
+        own, spec = cast(FinetuneArguments, self.args), self.inputs.transform.spec
+        return micro_batch_size(own, cast(nn.Module, self.model), spec, sharded=self._sharded, by_default=by_default)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         """Add up the gradient of a batch, which goes through the network in parts where memory asks for it."""
-        asked = cast(FinetuneArguments, self.args).micro_batch_size
-        size = self.micro_batch if asked or CACHED not in inputs else None  # what starts at kept activations needs little memory
-        items = inputs["labels"].numel() if num_items_in_batch is None else num_items_in_batch
-        *parts, last = in_parts(inputs, size)
+        *parts, last = in_parts(inputs, self.micro_batch if num_items_in_batch is not None else None)
         losses = []
         for part in parts:
             with self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, part, items))
-        return torch.stack([*losses, super().training_step(model, last, items)]).sum()
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
 
     def _recalibrate(self) -> None:
         """Estimate the statistics of BatchNorm on the training photos, where the policy says so; every process does all of it alike."""
@@ -285,8 +292,9 @@ class FinetuneTrainer(Trainer):
             return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _folded(self, dataloader: DataLoader) -> contextlib.AbstractContextManager[None]:
-        """Fold BatchNorm into convolutions, where the weights are whole and no compiler does it."""
-        if self.args.torch_compile or self._sharded or self.args.n_gpu > 1:
+        """Fold BatchNorm into convolutions, where the weights are whole, no compiler does it, and the optimizer has no others to score."""
+        schedule_free = hasattr(self.optimizer, "eval")
+        if self.args.torch_compile or self._sharded or self.args.n_gpu > 1 or schedule_free:
             return contextlib.nullcontext()
 
         def example() -> dict[str, Any]:

@@ -33,6 +33,7 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
         mixing: BatchMixing | None = None,
         schedule: FreezeSchedule | None = None,
         batch_norm: BatchNormPolicy | None = None,
+        loss: Any = None,
         callbacks: Any = None,
         **overrides: Any,
     ) -> FinetuneTrainer:
@@ -59,6 +60,7 @@ def make_trainer(photos: DatasetDict, checkpoint_of: Callable[[str], Path], tmp_
             mixing=mixing,
             schedule=schedule,
             batch_norm=batch_norm,
+            loss=loss,
             callbacks=callbacks,
         )
 
