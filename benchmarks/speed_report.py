@@ -24,9 +24,9 @@ Each side of each row runs in a process of its own, in turn, round by round.
 
 - *stock Trainer*: `transformers.Trainer` as its public image-classification example sets it up (fp32, transforms of torchvision in the
   training process), with `peft` for LoRA.
-- *raw step*: forward, cross-entropy, backward and AdamW (for `evaluation`, forward alone) on one batch that is ready, with the precision,
-  memory layout and trainable parameters of this project. Loading photos can only take away from it; features that are computed once can
-  beat it. Its wall time is that of all images at its rate.
+- *raw step*: forward, cross-entropy, backward and AdamW (for `evaluation`, forward alone) on one whole batch that is ready, with the
+  precision, memory layout and trainable parameters of this project. Loading photos can only take away from it; features that are computed
+  once can beat it, and so can BatchNorm that is folded into convolutions. Its wall time is that of all images at its rate.
 - *fastai*: `vision_learner`, which keeps BatchNorm trainable where it freezes.
 
 Wall time is that of the training call, reading photos included; loading the model and checking the data set are not in it. What a
