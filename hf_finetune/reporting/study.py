@@ -38,7 +38,7 @@ class CellResult:
         interval: 95 % interval of their mean, over seeds and test photos.
         difference: 95 % interval of the mean minus that of the reference, paired by seed and photo; None for the reference itself, and
             where the two share no finished seed.
-        training_seconds: Mean over the seeds that were not interrupted, without what the feature cache took.
+        training_seconds: Median over the seeds that were not interrupted, without what the feature cache took.
         caching_seconds: What the feature cache took in the run that computed it.
         peak_memory_bytes: Highest of the seeds.
         trainable_parameters: Of the last epoch.
@@ -252,7 +252,7 @@ class Study:
             validation=tuple(one["validation"]["accuracy"] for one in metrics),
             interval=seeds_and_photos_interval(np.stack([np.array([*hits.values()], float) for hits in right.values()])),
             difference=difference,
-            training_seconds=statistics.fmean(one["runtime_s"] - one.get("caching_s", 0.0) for one in whole),
+            training_seconds=statistics.median(one["runtime_s"] - one.get("caching_s", 0.0) for one in whole),
             caching_seconds=max(one.get("caching_s", 0.0) for one in train),
             peak_memory_bytes=max(one["peak_memory_bytes"] for one in train),
             trainable_parameters=train[0]["trainable_parameters"],
@@ -300,9 +300,9 @@ def choice(results: Sequence[CellResult]) -> str:
 _METHOD = (
     "Accuracy is the mean over seeds on the test split, which every run scores once, at its end; what is chosen is chosen on validation. "
     "Intervals are 95 %, from a bootstrap that draws seeds and test photos anew; the comparison is paired by seed and photo. A difference "
-    "whose interval holds 0 is called no difference shown. Training time leaves out loading and scoring the test split, and computing the "
-    "features of a frozen part: the first run of a cell computes them, which the next column has, and its other runs find them. Sentences "
-    "compare the sum of both."
+    "whose interval holds 0 is called no difference shown. Training time is the median over seeds, since other work on a machine slows "
+    "single runs. It leaves out loading and scoring the test split, and computing the features of a frozen part: the first run of a cell "
+    "computes them, which the next column has, and its other runs find them. Sentences compare the sum of both."
 )
 _ONE_SPLIT = (
     " Seeds share the photos of training and validation; they differ in the first weights of the head and in the order and views of photos."

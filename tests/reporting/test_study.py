@@ -81,6 +81,14 @@ def test_training_time_is_that_of_whole_runs_without_caching(tmp_path: Path) -> 
     assert (found.training_seconds, found.caching_seconds) == (6.0, 4.0)
 
 
+def test_one_run_that_was_slowed_does_not_change_the_training_time(tmp_path: Path) -> None:
+    before = Study(tmp_path, CELLS, [0, 1, 2], FakeRuns()).run()[0]
+    path = tmp_path / "head" / "seed2" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps({**metrics, "train": {**metrics["train"], "runtime_s": 10 * metrics["train"]["runtime_s"]}}))
+    assert Study(tmp_path, CELLS, [0, 1, 2], FakeRuns()).write()[0].training_seconds == before.training_seconds
+
+
 def test_a_difference_is_that_of_the_seeds_which_both_have(tmp_path: Path) -> None:
     Study(tmp_path, CELLS, [0, 1, 2], FakeRuns()).run(slice(0, 1))
     for seed in (1, 2):  # of the reference alone, and far better: they must not count
