@@ -11,7 +11,7 @@ from hf_finetune.errors import ModelError
 from hf_finetune.models.batchnorm import moving_batchnorm
 from hf_finetune.training.precision import is_convolutional
 
-# 16 photos of 224 pixels cost a ViT-S on two cores up to a twentieth of the time of 32, fewer cost more, and so do convolutions in parts.
+# 16 photos of 224 pixels cost a ViT-S on two cores less than a tenth more time than 32; fewer cost more, and so do convolutions.
 _PIXELS_ON_CPU = 16 * 224 * 224
 
 
