@@ -7,6 +7,7 @@ order of classes.
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
 
 import datasets
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 _SPLIT_KEYS = {"train": "trnid", "validation": "valid", "test": "tstid"}
+# what scipy raises for a file that is no MATLAB file, is of MATLAB 7.3, which it does not read, is damaged, or is cut short at any byte
+_UNREADABLE = (scipy.io.matlab.MatReadError, NotImplementedError, zlib.error, OSError, ValueError, IndexError, TypeError)
 
 
 def flower_names() -> list[str]:
@@ -79,7 +82,7 @@ def _read(path: Path, key: str) -> np.ndarray:
         raise DataError(
             f"The file '{path}' is missing; Flowers-102 needs imagelabels.mat and setid.mat beside the unpacked jpg/ folder."
         ) from None
-    except Exception as error:  # scipy names no set: a file cut short alone gives five kinds, IndexError and TypeError among them
+    except _UNREADABLE as error:
         raise DataError(f"The file '{path}' cannot be read as a MATLAB file ({error}).") from None
     if key not in content or content[key].size == 0:
         raise DataError(f"The file '{path}' holds no '{key}'.")

@@ -1,3 +1,5 @@
+import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,22 @@ def test_numbers_that_cannot_be_used(name: str, archive: Path) -> None:
     assert str(error.value) == message.format(archive)
 
 
+def saved(*, compressed: bool) -> bytes:
+    """The bytes of a MATLAB file."""
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"trnid": [[1, 4]], "valid": [[2]], "tstid": [[3]]}, do_compression=compressed)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_that_is_cut_short_at_any_byte(compressed: bool, archive: Path) -> None:
+    whole = saved(compressed=compressed)
+    for size in range(len(whole)):
+        (archive / "setid.mat").write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"setid\.mat' (cannot be read as a MATLAB file|holds no '\w+')"):
+            load_flowers_archive(archive)
+
+
 @pytest.mark.parametrize(
     ("content", "raised"),
     [
@@ -82,8 +100,9 @@ def test_numbers_that_cannot_be_used(name: str, archive: Path) -> None:
         (b"MATLAB 5.0 MAT-file".ljust(124), IndexError),
         (b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01I", TypeError),
         (b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM\x0e", OSError),
+        (saved(compressed=True)[:136] + b"\0" + saved(compressed=True)[137:], zlib.error),
     ],
-    ids=["text", "matlab 7.3", "cut before its version", "cut in its header", "cut in its first array"],
+    ids=["text", "matlab 7.3", "cut before its version", "cut in its header", "cut in its first array", "damaged"],
 )
 def test_a_file_that_scipy_does_not_read(content: bytes, raised: type[Exception], archive: Path) -> None:
     (archive / "setid.mat").write_bytes(content)
