@@ -256,13 +256,14 @@ class FinetuneTrainer(Trainer):
         self._trained = trained
 
     def _choose_micro_batch(self) -> int | None:
+        """Return how many photos go through the network at once, for what trains and is read now; called first for what it refuses."""
         # what starts at kept activations needs little memory
         by_default = self._parts_by_default and not isinstance(self.inputs.train.source, CachedFeatures)
         own, spec = cast(FinetuneArguments, self.args), self.inputs.transform.spec
         return micro_batch_size(own, cast(nn.Module, self.model), spec, sharded=self._sharded, by_default=by_default)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        """Add up the gradient of a batch, which goes through the network in parts where memory asks for it."""
+        """Add up the gradient of a batch, part by part, and return its loss; without a count of its examples it is taken whole."""
         *parts, last = in_parts(inputs, self.micro_batch if num_items_in_batch is not None else None)
         losses = []
         for part in parts:
