@@ -1,5 +1,6 @@
 """How fast this project trains and predicts: against the stock Trainer, against the raw step on a batch that is ready, and against fastai.
 
+    pip install -e '.[benchmark]'    # fastai, which is left out where it is not installed
     python benchmarks/run.py [--quick] [--dataset DIR --efficientnet DIR --vit DIR]
 
 Every measurement is a process of its own, and the sides take turns, so that the drift of a machine hits all of them alike. A measurement is
@@ -27,6 +28,7 @@ from speed_rows import PLOT_PHOTOS, PLOT_ROWS, PLOT_SIDES, ROWS, SIDES, Task, ab
 MEASURES = {
     "stock": ("speed_stock", "measure"),
     "ours": ("speed_ours", "measure"),
+    "bf16": ("speed_ours", "measure_bf16"),
     "raw": ("speed_ours", "measure_raw"),
     "fastai": ("speed_fastai", "measure"),
 }

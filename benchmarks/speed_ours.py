@@ -21,12 +21,17 @@ from hf_finetune.training.trainer import FinetuneTrainer
 FEWEST_RAW_STEPS, MOST_RAW_STEPS = 3, 10
 
 
-def measure(row: Row, photos: int, inputs: Path, output_dir: Path) -> dict[str, Any]:
+def measure(row: Row, photos: int, inputs: Path, output_dir: Path, **more: Any) -> dict[str, Any]:
     """Return the measurement of one row; what the trainer computes once, such as the features of a frozen part, is within its training."""
-    trainer, dataset = prepare(settings(row, photos, inputs, output_dir, num_train_epochs=epochs(row, photos)))
+    trainer, dataset = prepare(settings(row, photos, inputs, output_dir, num_train_epochs=epochs(row, photos), **more))
     if row.evaluation:
         return time_prediction(trainer.predict_split, dataset["validation"], dataset["test"], photos)
     return time_training(trainer, row, photos)
+
+
+def measure_bf16(row: Row, photos: int, inputs: Path, output_dir: Path) -> dict[str, Any]:
+    """Return the measurement of one row in bfloat16, on hardware that has it and where this project would choose float32."""
+    return measure(row, photos, inputs, output_dir, bf16=True)
 
 
 def measure_raw(row: Row, photos: int, inputs: Path, output_dir: Path) -> dict[str, Any]:

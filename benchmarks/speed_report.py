@@ -17,13 +17,14 @@ from speed_rows import AIMS, ROWS, SIDES, absence
 
 Record = dict[str, Any]
 HEADER = ("row", "side", "images/s", "wall s", "peak MiB", "x stock", "of raw limit")
-SIDE_NAMES = {"stock": "stock Trainer", "ours": "this project", "raw": "raw step", "fastai": "fastai"}
+SIDE_NAMES = {"stock": "stock Trainer", "ours": "this project", "bf16": "its --bf16", "raw": "raw step", "fastai": "fastai"}
 PACKAGES = ("torch", "transformers", "timm", "peft", "fastai")
 METHOD = """\
 Each side of each row runs in a process of its own, in turn, round by round.
 
 - *stock Trainer*: `transformers.Trainer` as its public image-classification example sets it up (fp32, transforms of torchvision in the
   training process), with `peft` for LoRA.
+- *its --bf16*: this project with `--bf16`, where the processor has bfloat16 and float32 is the default all the same.
 - *raw step*: forward, cross-entropy, backward and AdamW (for `evaluation`, forward alone) on one whole batch that is ready, with the
   precision, memory layout and trainable parameters of this project. Loading photos can only take away from it; features that are computed
   once can beat it, and so can BatchNorm that is folded into convolutions. Its wall time is that of all images at its rate.
@@ -84,7 +85,7 @@ def figure(record: Record, name: str) -> float:
 
 def table(results: Results) -> str:
     """Return the table, as plain text that is Markdown too."""
-    lines = [cells(results, row, side) for row in results.rows() for side in SIDES]
+    lines = [cells(results, row, side) for row in results.rows() for side in SIDES if side != "bf16" or results.all(row, side)]
     widths = [max(len(line[column]) for line in (HEADER, *lines)) for column in range(len(HEADER))]
     texts = [
         "| " + " | ".join(align(cell, width, column) for column, (cell, width) in enumerate(zip(line, widths, strict=True))) + " |"
@@ -119,6 +120,7 @@ def sentence(results: Results, row: str) -> str:
         judged("times the stock rate", results.ratios(row, "ours", "stock", "rate"), aims.get("stock")),
         judged("of the raw limit", results.ratios(row, "ours", "raw", "rate"), aims.get("raw")),
         judged("times the stock memory", results.ratios(row, "ours", "stock", "peak_mib"), aims.get("memory"), at_most=True),
+        judged("times its own rate with --bf16", results.ratios(row, "bf16", "ours", "rate"), None),
     ]
     raw = results.all(row, "raw")
     computed = [f"{raw[0]['precision']}, {raw[0]['layout']}"] if raw else []

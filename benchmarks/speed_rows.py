@@ -10,7 +10,7 @@ SEED = 0
 BATCH = 32
 EVAL_BATCH = 64
 LEARNING_RATE = 1e-3
-SIDES = ("stock", "ours", "raw", "fastai")
+SIDES = ("stock", "ours", "bf16", "raw", "fastai")
 # batches beyond those that are timed, so that a loader that reads ahead still does so in the last timed step, as it did in the first
 _SPARE_BATCHES = 4
 
@@ -154,6 +154,14 @@ def model_folder(inputs: Path, model: str) -> Path:
 
 def absence(row: Row, side: str) -> str | None:
     """Return why a side cannot do a row, or None where it can."""
+    if side == "bf16":
+        # here, since no other side should carry what it imports
+        from hf_finetune.argument_parsing.checks import device_kind, has_native_bf16, prefers_bf16
+
+        kind = device_kind()
+        if not has_native_bf16(kind):
+            return "no native bfloat16"
+        return "bfloat16 is the default" if prefers_bf16(kind) else None
     if side != "fastai":
         return None
     if importlib.util.find_spec("fastai") is None:

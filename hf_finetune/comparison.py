@@ -46,6 +46,7 @@ class Comparison:
         answer: Says in sentences what the results mean.
         enough: Told the results cell by cell; where it returns true the cells that follow are not made.
         reference: Cell → the one that it is compared with; by default the first.
+        folder: Where the script is, for the command on the study's page.
     """
 
     recipe: str
@@ -59,6 +60,7 @@ class Comparison:
     answer: Callable[[Sequence[CellResult]], Sequence[str]] = lambda results: []
     enough: Callable[[Sequence[CellResult]], bool] | None = None
     reference: Callable[[str], str] | None = None
+    folder: str = "recipes"
 
     def run(self, argv: Sequence[str] | None = None) -> None:
         """Do what the command line says, and print the outcome.
@@ -103,7 +105,7 @@ class Comparison:
             _run_apart,
             common=common,
             title=self.title,
-            command=published_command(self.recipe, argv),
+            command=published_command(f"{self.folder}/{self.recipe}.py", argv),
             answer=self.answer,
             enough=self.enough,
             reference=self.reference,
@@ -152,7 +154,7 @@ def layer_count(arguments: Arguments) -> int:
     return len(layer_groups(model, arguments.training.layer_groups)) - 1
 
 
-def published_command(recipe: str, argv: Sequence[str]) -> str:
+def published_command(script: str, argv: Sequence[str]) -> str:
     """Return the command for a page; a whole path on this machine becomes `path/to/` and its last part."""
 
     def shortened(word: str) -> str:
@@ -161,7 +163,7 @@ def published_command(recipe: str, argv: Sequence[str]) -> str:
             return f"{flag}=path/to/{Path(value).name}"
         return f"path/to/{Path(word).name}" if os.path.isabs(word) else word
 
-    return shlex.join(["python", f"recipes/{recipe}.py", *map(shortened, argv)])
+    return shlex.join(["python", script, *map(shortened, argv)])
 
 
 def _end_with_the_study() -> None:

@@ -311,7 +311,7 @@ def device_kind(use_cpu: bool = False) -> str:
 
 
 def has_native_bf16(device: str) -> bool:
-    """Return whether the hardware computes in bfloat16 rather than imitating it, which is slower than float32.
+    """Return whether the hardware computes in bfloat16 rather than imitating it.
 
     Args:
         device: As from `device_kind`.
@@ -321,6 +321,19 @@ def has_native_bf16(device: str) -> bool:
     if device == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return True
+
+
+def prefers_bf16(device: str) -> bool:
+    """Return whether `--precision auto` computes in bfloat16.
+
+    A CPU needs AMX for it: one with AVX512-BF16 alone may multiply at half the rate of float32 (docs/results/speed.md).
+
+    Args:
+        device: As from `device_kind`.
+    """
+    if device == "cpu":
+        return torch.cpu._is_amx_tile_supported()
+    return device == "cuda" and has_native_bf16(device)
 
 
 def loader_processes(device: str) -> int:

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_finetune.argument_parsing.checks import device_kind, has_native_bf16, loader_processes, precision_problems, range_problem
+from hf_finetune.argument_parsing.checks import device_kind, loader_processes, precision_problems, prefers_bf16, range_problem
 from hf_finetune.argument_parsing.fields import SECRET_FIELDS, FieldSpec, Mismatch, field_specs
 from hf_finetune.errors import ConfigError
 
@@ -187,7 +187,7 @@ class FinetuneArguments(TrainingArguments):
     hub_model_id: str | None = _setting(None, "Repository to push to: namespace/name, or name in your own namespace.")
     precision: str = _setting(
         "auto",
-        "auto: bfloat16 where the hardware computes in it (AMX, AVX512-BF16, Ampere and later), with float32 weights. fp32: float32.",
+        "auto: bfloat16, with float32 weights, on hardware that is faster in it (AMX, Ampere and later), else float32. fp32: float32.",
         ("auto", "fp32"),
     )
     feature_cache_gb: float = _setting(
@@ -216,7 +216,7 @@ class FinetuneArguments(TrainingArguments):
         if self.dataloader_num_workers == -1:
             self.dataloader_num_workers = loader_processes(device)
             self.dataloader_persistent_workers |= self.dataloader_num_workers > 0
-        if self.precision == "auto" and not self.fp16 and device in ("cpu", "cuda") and has_native_bf16(device):
+        if self.precision == "auto" and not self.fp16 and prefers_bf16(device):
             self.bf16 = True
             if device == "cuda" and self.tf32 is None:
                 self.tf32 = True  # for what autocast leaves in float32

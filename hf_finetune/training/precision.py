@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_finetune.argument_parsing.checks import has_native_bf16
+from hf_finetune.argument_parsing.checks import has_native_bf16, prefers_bf16
 
 
 def is_convolutional(model: nn.Module) -> bool:
@@ -32,12 +32,19 @@ def computing_dtype(args: TrainingArguments) -> torch.dtype:
 
 def describe(args: TrainingArguments, layout: str) -> str:
     """Return one line that says in which numbers and layout a run computes, and why not faster."""
-    dtype, device = computing_dtype(args), args.device.type
+    dtype = computing_dtype(args)
     name = str(dtype).removeprefix("torch.")
-    why = ""
-    if dtype == torch.float32 and getattr(args, "precision", "") == "fp32":
-        why = " (--precision fp32)"
-    elif dtype == torch.float32 and device in ("cpu", "cuda") and not has_native_bf16(device):
-        why = " (this CPU has neither AVX512-BF16 nor AMX)" if device == "cpu" else " (this GPU is older than Ampere)"
+    more = f" ({why})" if dtype == torch.float32 and (why := _why_not_bf16(args)) else ""
     kept = "" if dtype == torch.float32 else ", weights and optimizer state in float32"
-    return f"Computing in {name}{why}{kept}; memory layout {layout.replace('_', '-')}."
+    return f"Computing in {name}{more}{kept}; memory layout {layout.replace('_', '-')}."
+
+
+def _why_not_bf16(args: TrainingArguments) -> str:
+    device = args.device.type
+    if getattr(args, "precision", "") == "fp32":
+        return "--precision fp32"
+    if not has_native_bf16(device):
+        return "this CPU has neither AVX512-BF16 nor AMX" if device == "cpu" else "this GPU is older than Ampere"
+    if device == "cpu" and not prefers_bf16(device):
+        return "this CPU has AVX512-BF16 but no AMX, without which bfloat16 can be slower; --bf16 uses it"
+    return ""

@@ -149,7 +149,7 @@ def test_flags_that_a_study_cannot_have_or_needs(flags: list[str], message: str,
 
 def test_a_published_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     command = published_command(
-        "last_layers", ["--dataset", str(tmp_path), "--model", "timm/resnet18.a1_in1k", f"--config={tmp_path}/a.yaml"]
+        "recipes/last_layers.py", ["--dataset", str(tmp_path), "--model", "timm/resnet18.a1_in1k", f"--config={tmp_path}/a.yaml"]
     )
     assert command == (
         f"python recipes/last_layers.py --dataset path/to/{tmp_path.name} --model timm/resnet18.a1_in1k --config=path/to/a.yaml"

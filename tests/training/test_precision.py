@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import hf_finetune.argument_parsing.checks as checks
-import hf_finetune.argument_parsing.sections as sections
 from hf_finetune.arguments import FinetuneArguments, config_values, make_arguments
 from hf_finetune.models.classifier import load_classifier, save_classifier
 from hf_finetune.training.precision import computing_dtype, describe, is_convolutional, set_layout
@@ -17,18 +15,20 @@ from tests.builders import LABELS
 
 
 @pytest.fixture
-def native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that computes in bfloat16."""
-    for module in (checks, sections):
-        monkeypatch.setattr(module, "has_native_bf16", lambda device: True)
+def cpu_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say which instructions for bfloat16 the CPU has."""
+
+    def say(avx512: bool = False, amx: bool = False) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+    return say
 
 
 @pytest.fixture
-def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that does not."""
-    for module in (checks, sections):
-        monkeypatch.setattr(module, "has_native_bf16", lambda device: False)
-    monkeypatch.setattr("hf_finetune.training.precision.has_native_bf16", lambda device: False)
+def native(cpu_with: Callable[..., None]) -> None:
+    """A CPU that is faster in bfloat16."""
+    cpu_with(avx512=True, amx=True)
 
 
 def test_bfloat16_where_the_hardware_has_it(native: None) -> None:
@@ -38,11 +38,22 @@ def test_bfloat16_where_the_hardware_has_it(native: None) -> None:
     assert describe(arguments, "channels_last") == line
 
 
-def test_float32_where_it_has_not(imitated: None) -> None:
+def test_float32_where_it_has_not(cpu_with: Callable[..., None]) -> None:
+    cpu_with()
     arguments = FinetuneArguments("runs/x", use_cpu=True)
     assert computing_dtype(arguments) == torch.float32
     line = "Computing in float32 (this CPU has neither AVX512-BF16 nor AMX); memory layout contiguous."
     assert describe(arguments, "contiguous") == line
+
+
+def test_float32_where_bfloat16_can_be_slower_unless_it_is_asked_for(cpu_with: Callable[..., None]) -> None:
+    cpu_with(avx512=True)
+    line = (
+        "Computing in float32 (this CPU has AVX512-BF16 but no AMX, without which bfloat16 can be slower; --bf16 uses it); memory layout "
+        "contiguous."
+    )
+    assert describe(FinetuneArguments("runs/x", use_cpu=True), "contiguous") == line
+    assert computing_dtype(FinetuneArguments("runs/x", use_cpu=True, bf16=True)) == torch.bfloat16
 
 
 def test_float32_on_demand(native: None) -> None:
