@@ -13,16 +13,21 @@ from hf_finetune.launch import run_recipe
 
 STRATEGIES = {"head": "head", "last_2": "last:2"}
 WITHOUT = "fp32_no_caches"
+CACHES = {"feature_cache_gb": 4.0, "image_cache_gb": 4.0}
 NUMBERS = {
-    WITHOUT: {"precision": "fp32", "feature_cache_gb": 0.0, "image_cache_gb": 0.0},
-    "fp32_caches": {"precision": "fp32"},
-    "bf16_caches": {"bf16": True},
+    WITHOUT: {"precision": "fp32", "bf16": False, "feature_cache_gb": 0.0, "image_cache_gb": 0.0},
+    "fp32_caches": {"precision": "fp32", "bf16": False, **CACHES},
+    "bf16_caches": {"precision": "auto", "bf16": True, **CACHES},
 }
 DEFAULTS = {"layer_groups": "stage", "augmentation": "none", "learning_rate": 3e-4, "head_lr": 3e-3, "num_train_epochs": 6.0}
 
 
 def cells(arguments: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Return every strategy in every kind of numbers."""
+    """Return every strategy in every kind of numbers; all are looked at before the first one trains."""
+    from hf_finetune.arguments import make_arguments
+
+    for settings in NUMBERS.values():
+        make_arguments(output_dir=str(arguments.training.output_dir), use_cpu=arguments.training.use_cpu, **settings)
     return {f"{name}_{kind}": {"freeze": freeze, **settings} for name, freeze in STRATEGIES.items() for kind, settings in NUMBERS.items()}
 
 

@@ -8,7 +8,6 @@ Each row runs through the project's own trainer, as `benchmarks/run.py` measures
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 import time
@@ -17,13 +16,13 @@ from typing import Any
 
 import datasets
 import torch
-from run import published_words
 from speed_inputs import build_inputs
 from speed_ours import prepare, settings
 from speed_report import machine, version
 from speed_rows import ROWS, Row
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from hf_finetune.comparison import published_command
 from hf_finetune.reporting.markdown import markdown_table
 from hf_finetune.training.features import Rows
 from hf_finetune.training.trainer import FinetuneTrainer
@@ -104,7 +103,7 @@ def main() -> None:
             build_inputs(Path(folder) / "inputs", options.dataset, [(row, PHOTOS)], {row.model: getattr(options, row.model, None)})
             parts.append(section(name, *profiled(row, Path(folder) / "inputs", Path(folder) / "run")))
         print(parts[-1], flush=True)
-    command = shlex.join(["python", "benchmarks/profile_step.py", *published_words(argv)])
+    command = published_command("benchmarks/profile_step.py", argv)
     head = [
         "# Where the time of a step goes",
         f"Generated on {time.strftime('%Y-%m-%d')} by `{command}`.",

@@ -14,7 +14,6 @@ import dataclasses
 import importlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -82,13 +81,12 @@ def make_task(row: str, side: str, number: int, photos: int, options: argparse.N
 
 
 def table_tasks(options: argparse.Namespace) -> list[Task]:
-    """Return the measurements of the table in their order: all sides of a round one after the other."""
+    """Return the measurements of the table in their order: all sides of a round one after the other, also what this machine cannot do."""
     return [
         make_task(row, side, number, photos_of(row, options), options)
         for row in options.rows
         for number in range(1, options.rounds + 1)
         for side in SIDES
-        if absence(ROWS[row], side) is None
     ]
 
 
@@ -130,7 +128,8 @@ class WorkerError(Exception):
 
 def measure(tasks: list[Task], ledger: Ledger, argv: list[str]) -> dict[tuple[str, str], str]:
     """Make every measurement that the ledger lacks, and return the sides of rows that failed, with the reason."""
-    left, failed = [task for task in tasks if task not in ledger.records], {}
+    tasks, failed = [task for task in tasks if absence(ROWS[task.row], task.side) is None], {}
+    left = [task for task in tasks if task not in ledger.records]
     with tempfile.TemporaryDirectory(prefix="speed_") as inputs:
         if left:
             print(f"{len(tasks) - len(left)} of {len(tasks)} measurements are there; preparing photos and checkpoints.", flush=True)
@@ -179,15 +178,12 @@ def work(options: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
-def published_words(argv: list[str]) -> list[str]:
-    """Return a command line for a page; a whole path on this machine becomes `path/to/` and its last part."""
-    return [f"path/to/{Path(word).name}" if os.path.isabs(word) else word for word in argv]
-
-
 def published(argv: list[str]) -> str:
     """Return the command for the report."""
+    from hf_finetune.comparison import published_command  # here: a worker that measures another side need not carry it
+
     said = [word for before, word in zip(["", *argv], argv, strict=False) if "--note" not in (before, word) and word != "--report_only"]
-    return shlex.join(["python", "benchmarks/run.py", *published_words(said)])
+    return published_command("benchmarks/run.py", said)
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ class TestOrder:
         [
             (["--num_train_epochs=2"], "num_train_epochs", 2.0),
             (["--num-train-epochs", "2"], "num_train_epochs", 2.0),
-            (["--bf16", "false"], "bf16", False),
+            (["--fp16", "false"], "fp16", False),
             (["--torch_empty_cache_steps", "3"], "torch_empty_cache_steps", 3),
             (["--save_total_limit", "none"], "save_total_limit", None),
             (["--eval_on_start"], "eval_on_start", True),

@@ -39,10 +39,11 @@ class TestMetadata:
 
     def test_extras(self, setup):
         extras = setup["options.extras_require"]
-        assert set(extras) == {"test", "dev"}
+        assert set(extras) == {"test", "dev", "benchmark"}
         names = {extra: {Requirement(line).name for line in lines(extras[extra])} for extra in extras}
         assert names["test"] <= names["dev"]
         assert {"ruff", "mypy"} <= names["dev"]
+        assert names["benchmark"] == {"fastai"}
 
     def test_whatever_is_imported_is_required(self, setup):
         required = {Requirement(line).name.lower().replace("-", "_") for line in lines(setup["options"]["install_requires"])}

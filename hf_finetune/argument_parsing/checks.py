@@ -326,7 +326,7 @@ def has_native_bf16(device: str) -> bool:
 def prefers_bf16(device: str) -> bool:
     """Return whether `--precision auto` computes in bfloat16.
 
-    A CPU needs AMX for it: one with AVX512-BF16 alone may multiply at half the rate of float32 (docs/results/speed.md).
+    A CPU needs AMX for it: one with AVX512-BF16 alone can be slower than in float32 (docs/results/speed.md).
 
     Args:
         device: As from `device_kind`.
@@ -334,6 +334,18 @@ def prefers_bf16(device: str) -> bool:
     if device == "cpu":
         return torch.cpu._is_amx_tile_supported()
     return device == "cuda" and has_native_bf16(device)
+
+
+def launched_precision() -> str | None:
+    """Return the half precision that `accelerate launch --mixed_precision` asks for, or None.
+
+    Raises:
+        ConfigError: It is none that a run can compute in.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("no", "bf16", "fp16"):
+        raise ConfigError(f"accelerate's mixed_precision must be one of no, bf16 and fp16, not {asked!r}; leave it out for float32.")
+    return None if asked == "no" else asked
 
 
 def loader_processes(device: str) -> int:
@@ -348,7 +360,7 @@ def precision_problems(values: Mapping[str, Any], name: Callable[[str], str]) ->
     """Return what this machine cannot do of the precision that was asked for, as pairs of field and sentence.
 
     Args:
-        values: Needs `bf16`, `fp16` and `use_cpu`.
+        values: Needs `precision`, `bf16`, `fp16` and `use_cpu`.
         name: How to write a setting.
     """
     problems = []
@@ -361,4 +373,7 @@ def precision_problems(values: Mapping[str, Any], name: Callable[[str], str]) ->
         problems.append(("fp16", f"{name('fp16')} needs a GPU, and this run is on the CPU; leave it out for float32."))
     if values["fp16"] and values["bf16"]:
         problems.append(("fp16", f"{name('fp16')} and {name('bf16')} exclude each other; give one."))
+    for half in ("bf16", "fp16"):
+        if values["precision"] == "fp32" and values[half]:
+            problems.append((half, f"{name('precision')} fp32 and {name(half)} exclude each other; give one."))
     return problems

@@ -223,8 +223,5 @@ def _needs(settings: Settings) -> _Found:
 
 
 def _precision(settings: Settings) -> _Found:
-    for half in ("bf16", "fp16"):
-        if settings["precision"] == "fp32" and settings[half]:
-            yield ("precision", half), f"{settings.said('precision')} and {settings.said(half)} exclude each other; give one."
     for field, sentence in precision_problems(settings.values, lambda name: settings.sources[name].name(name)):
         yield (field,), sentence

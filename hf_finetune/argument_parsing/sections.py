@@ -11,7 +11,14 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_finetune.argument_parsing.checks import device_kind, loader_processes, precision_problems, prefers_bf16, range_problem
+from hf_finetune.argument_parsing.checks import (
+    device_kind,
+    launched_precision,
+    loader_processes,
+    precision_problems,
+    prefers_bf16,
+    range_problem,
+)
 from hf_finetune.argument_parsing.fields import SECRET_FIELDS, FieldSpec, Mismatch, field_specs
 from hf_finetune.errors import ConfigError
 
@@ -203,13 +210,16 @@ class FinetuneArguments(TrainingArguments):
     remove_unused_columns: bool = _setting(False, "Stays false: photos become pixels when they are read.")
 
     def __post_init__(self) -> None:
+        # what depends on the machine, as it was asked for: the same file must start the same run on another one
+        self._requested = {name: getattr(self, name) for name in MACHINE_FIELDS}
+        launched = launched_precision()
+        if launched and self.precision == "auto" and not (self.bf16 or self.fp16):
+            setattr(self, launched, True)
         names = [item.name for item in dataclasses.fields(FinetuneArguments) if item.init]
         values = {name: getattr(self, name) for name in names}
         problems = _field_problems(values) + [sentence for _, sentence in precision_problems(values, str)]
         if problems:
             raise ConfigError(problems)
-        # what depends on the machine, as it was asked for: the same file must start the same run on another one
-        self._requested = {name: values[name] for name in MACHINE_FIELDS}
         device = device_kind(self.use_cpu)
         if device == "cpu":
             self.use_cpu = True
@@ -220,6 +230,8 @@ class FinetuneArguments(TrainingArguments):
             self.bf16 = True
             if device == "cuda" and self.tf32 is None:
                 self.tf32 = True  # for what autocast leaves in float32
+        if self.precision == "fp32" and device == "cuda" and self.tf32 is None:
+            self.tf32 = False  # torch's own default is TF32 in convolutions
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("ece"):
             self.greater_is_better = False
         optimizer = self.optim
@@ -228,6 +240,7 @@ class FinetuneArguments(TrainingArguments):
         super().__post_init__()
         if optimizer in OWN_OPTIMIZERS:
             self.optim = optimizer
+        self.mixed_precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "no"  # the launcher's word would overrule a flag
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, **dict.fromkeys(SECRET_FIELDS)}

@@ -178,7 +178,7 @@ class Study:
             write_atomically(self.directory / "study.md", self.markdown(results))
             photos = len(_correct(self.folder(results[0].name, results[0].seeds[0])))
             drawn = [(one.name, one.accuracy, one.interval, one.difference) for one in results]
-            write_atomically(self.directory / "study.png", png(compared_cells(drawn, f"{self.title}, {photos:,} test photos")))
+            write_atomically(self.directory / "study.png", png(compared_cells(drawn, f"{self.title} ({photos:,} test photos)")))
         return results
 
     def markdown(self, results: Sequence[CellResult]) -> str:

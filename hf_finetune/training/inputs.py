@@ -191,5 +191,7 @@ class Inputs:
 
     def _precision(self) -> str:
         """Return what decides how exactly activations are computed."""
-        device = self.args.device.type
-        return f"{computing_dtype(self.args)} {device}{' tf32' if device == 'cuda' and torch.backends.cuda.matmul.allow_tf32 else ''}"
+        device, settings = self.args.device.type, torch.backends
+        # the older allow_tf32 raises once the newer setting was written
+        tf32 = f" {settings.cuda.matmul.fp32_precision} {settings.cudnn.conv.fp32_precision}" if device == "cuda" else ""
+        return f"{computing_dtype(self.args)} {device}{tf32}"

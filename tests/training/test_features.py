@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
+import io
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,6 +241,26 @@ def test_what_changes_the_activations_is_never_served_old_ones(other: dict[str, 
     assert computed_for(checkpoint_of("timm_resnet"), photos, **other) == 10
 
 
+@pytest.mark.parametrize(
+    ("mode", "computed"),
+    [
+        (BatchNormMode.FROZEN, 0),
+        (BatchNormMode.RECALIBRATE, 40),
+        (BatchNormMode.TRAIN, None),
+        (BatchNormMode.STATISTICS_ONLY, None),
+        (BatchNormMode.AFFINE_ONLY, None),
+    ],
+    ids=str,
+)
+def test_another_batchnorm_mode_is_never_served_old_ones(mode: BatchNormMode, computed: int | None, make_trainer) -> None:
+    settings = {"schedule": FreezeSchedule.head(), "max_steps": 1}
+    make_trainer("timm_resnet", batch_norm=BatchNormPolicy(BatchNormMode.FROZEN), **settings).train()
+    trainer = make_trainer("timm_resnet", batch_norm=BatchNormPolicy(mode), **settings)
+    trainer.train()
+    assert (trainer.features and trainer.features.computed) == computed
+    assert (CACHED if computed is not None else "pixel_values") in trainer.inputs.train[0]
+
+
 def test_other_photos_and_other_views_are_computed(checkpoint_of) -> None:
     checkpoint = checkpoint_of("timm_resnet")
     assert computed_for(checkpoint, photo_split(2), augmentation="light", views=2) == 20
@@ -313,9 +336,31 @@ def test_a_file_cut_short_is_computed_again(make_trainer, caplog) -> None:
     for file in feature_directory().iterdir():
         os.truncate(file, file.stat().st_size // 2)
     trainer = make_trainer("timm_resnet", adapt=frozen("head"), max_steps=1)
-    trainer.train()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        trainer.train()
     assert trainer.features.computed == 40
     assert trainer.inputs.train[0][CACHED].shape == (16,)
+    (line,) = [record.getMessage() for record in caplog.records if "eature cache" in record.getMessage()]
+    assert re.fullmatch(r"Feature cache: .* \(40 photos computed in \d+ s, 0 found\)\.", line)
+
+
+def test_a_full_disk_is_no_obstacle(make_trainer, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    class FullDisk(io.FileIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def opened(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        return FullDisk(path, "x") if mode == "xb" and path.is_relative_to(cache) else open(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", opened)
+    trainer = make_trainer("timm_resnet", adapt=frozen("head"), max_steps=1, image_cache_gb=0)
+    with caplog.at_level("INFO"):
+        trainer.train()
+    assert [record.getMessage() for record in caplog.records if "eature cache" in record.getMessage()] == [
+        f"No feature cache: {feature_directory()} cannot be written (No space left on device)."
+    ]
+    assert trainer.state.global_step == 1
 
 
 def test_validation_that_does_not_fit_is_told_and_read_as_photos(make_trainer, caplog) -> None:
