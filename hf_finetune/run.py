@@ -260,6 +260,9 @@ def train(trainer: FinetuneTrainer, checkpoint: Path | None, train_images: int, 
     if steps_before:
         notices.append(f"Training was resumed at step {steps_before}: the training time counts only what came after it.")
     output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    asked, fitting = trainer.args.train_batch_size, trainer.state.train_batch_size
+    if fitting != asked:
+        notices.append(f"A batch of {asked} photos did not fit in memory: training began again with {fitting}.")
     return training_figures(trainer, output, steps_before, train_images)
 
 

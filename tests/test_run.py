@@ -25,6 +25,7 @@ from hf_finetune.models.classifier import load_classifier
 from hf_finetune.run import Run, finetune, without_push
 from hf_finetune.run_directory import check_directory, claim_directory, last_checkpoint, resume_checkpoint
 from hf_finetune.training.callbacks import ReadableLog
+from hf_finetune.training.trainer import FinetuneTrainer
 from tests.coloured import NAMES
 
 SETTINGS: dict[str, Any] = {
@@ -213,6 +214,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 KILLED = """
 import os, runpy, signal, sys
 from hf_finetune.training.callbacks import ReadableLog
+from hf_finetune.training.trainer import FinetuneTrainer
 def die(self, args, state, control, **kwargs):
     if state.global_step == int(os.environ["KILLED_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -390,3 +392,18 @@ def test_the_seed_of_the_splits_does_not_fix_the_order_of_the_photos():
     handed_over = without_push(arguments.training)
     assert (handed_over.data_seed, handed_over.seed) == (None, 5)  # the Trainer shuffles by data_seed where there is one
     assert arguments.training.data_seed == 3
+
+
+def test_a_batch_that_did_not_fit_is_told_in_the_report(photo_folder, checkpoint_of, tmp_path, monkeypatch):
+    step = FinetuneTrainer.training_step
+
+    def too_large(self, model, inputs, *args):
+        if len(inputs["labels"]) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(FinetuneTrainer, "training_step", too_large)
+    settings = {**SETTINGS, "per_device_train_batch_size": 5, "auto_find_batch_size": True, "num_train_epochs": 1}
+    folders = {"dataset": str(photo_folder), "model": str(checkpoint_of("vit")), "output_dir": str(tmp_path / "run")}
+    notices = finetune(make_arguments(**settings, **folders)).metrics["notices"]
+    assert "A batch of 5 photos did not fit in memory: training began again with 4." in notices

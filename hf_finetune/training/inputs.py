@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
@@ -191,7 +191,7 @@ class Inputs:
 
     def _precision(self) -> str:
         """Return what decides how exactly activations are computed."""
-        device, settings = self.args.device.type, torch.backends
+        device, settings = self.args.device.type, cast(Any, torch.backends)
         # the older allow_tf32 raises once the newer setting was written
         tf32 = f" {settings.cuda.matmul.fp32_precision} {settings.cudnn.conv.fp32_precision}" if device == "cuda" else ""
         return f"{computing_dtype(self.args)} {device}{tf32}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import BaseImageProcessor, EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import BaseImageProcessor, EarlyStoppingCallback, EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_finetune.argument_parsing.rates import parse_rates
@@ -32,6 +32,7 @@ from hf_finetune.training.allocator import keep_freed_memory
 from hf_finetune.training.callbacks import BeginEpoch, ReadableLog
 from hf_finetune.training.features import CachedFeatures, FeatureCache
 from hf_finetune.training.inputs import Inputs
+from hf_finetune.training.loop import ExactLoop
 from hf_finetune.training.losses import CrossEntropy
 from hf_finetune.training.micro_batches import in_parts, micro_batch_size
 from hf_finetune.training.optim import check_rates, optimizer_options, parameter_groups
@@ -90,7 +91,7 @@ def parameter_counts(model: nn.Module) -> tuple[str, str]:
     return f"{sum(p.numel() for p in parameters if p.requires_grad):,}", f"{sum(p.numel() for p in parameters):,}"
 
 
-class FinetuneTrainer(Trainer):
+class FinetuneTrainer(ExactLoop):
     """A `Trainer` for image classifiers that resumes, accumulates, selects and shards exactly.
 
     What differs from the stock Trainer, and why:
@@ -293,9 +294,8 @@ class FinetuneTrainer(Trainer):
             return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _folded(self, dataloader: DataLoader) -> contextlib.AbstractContextManager[None]:
-        """Fold BatchNorm into convolutions, where the weights are whole, no compiler does it, and the optimizer has no others to score."""
-        schedule_free = hasattr(self.optimizer, "eval")
-        if self.args.torch_compile or self._sharded or self.args.n_gpu > 1 or schedule_free:
+        """Fold BatchNorm into convolutions, where the weights are whole, no compiler does it, and the optimizer is not schedule-free."""
+        if self.args.torch_compile or self._sharded or self.args.n_gpu > 1 or hasattr(self.optimizer, "eval"):
             return contextlib.nullcontext()
 
         def example() -> dict[str, Any]:

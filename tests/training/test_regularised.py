@@ -181,6 +181,20 @@ def test_training_stops_early_and_ends_with_the_best(make_trainer) -> None:
         assert trainer.state.best_global_step == 5
 
 
+def test_a_training_that_had_stopped_early_does_not_go_on(make_trainer) -> None:
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "save_total_limit": None}
+    settings |= {"num_train_epochs": 9, "learning_rate": 1e-12, "schedule": FreezeSchedule.gradual(0, 2)}
+    found = []
+    for checkpoint in (None, "checkpoint-15"):
+        trainer = make_trainer("vit", callbacks=[EarlyStoppingCallback(2)], **settings)
+        trainer.train(resume_from_checkpoint=checkpoint and str(Path(trainer.args.output_dir) / checkpoint))
+        assert (trainer.state.epoch, trainer.state.global_step, trainer.state.best_global_step) == (3, 15, 5)
+        found.append(weights_of(trainer.model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    trainer.train()  # anew
+    assert trainer.state.global_step == 15
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "where"),
     [

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from hf_finetune.data.mixing import BatchMixing
 from hf_finetune.errors import ModelError
-from hf_finetune.models.freezing import head_parameter_names
+from hf_finetune.models.freezing import FreezeSchedule, head_parameter_names
 from hf_finetune.models.lora import add_lora
 from hf_finetune.training.trainer import FinetuneTrainer
 from tests.coloured import assert_only_changed, weights_of
@@ -129,18 +130,36 @@ def test_activation_checkpointing_that_cannot_be_exact_is_refused(kind: str, mes
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(cached: bool, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    settings = {"auto_find_batch_size": True, "per_device_train_batch_size": 5, "feature_cache_gb": float(cached)}
-    trainer = make_trainer("timm_resnet", adapt=head_only, **settings)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"adapt": head_only, "feature_cache_gb": 0.0},
+        {"adapt": head_only},
+        {"kind": "vit", "adapt": add_lora, "micro_batch_size": 2},
+        {"schedule": FreezeSchedule.gradual(0, 1), "unfreeze_warmup": 2, "lr_scheduler_type": "cosine"},
+        {"ema_decay": 0.9},
+        {"mixing": BatchMixing(5, 0.4), "augmentation": "light"},
+    ],
+    ids=["head", "cached head", "lora", "schedule", "average", "mixing"],
+)
+def test_a_batch_that_does_not_fit_gives_way_to_a_smaller_one(
+    settings, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    settings = {"kind": "timm_resnet", "auto_find_batch_size": True, "per_device_train_batch_size": 5, **settings}
+    trainer, whole = make_trainer(**settings), []
     step = type(trainer).training_step
 
     def too_large(self, model, inputs, *args):
-        if len(inputs["labels"]) > 4:
+        # from the second epoch on, where a schedule unfreezes
+        if len(inputs["labels"]) > 4 and (self.state.global_step >= 8 or "schedule" not in settings):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        whole.append(len(inputs["labels"]))
         return step(self, model, inputs, *args)
 
     monkeypatch.setattr(type(trainer), "training_step", too_large)
-    trainer.train()
-    assert trainer.state.global_step == 20
-    assert trainer._train_batch_size == 4
+    with caplog.at_level("WARNING", "hf_finetune"):
+        found = trained(trainer)
+    assert (trainer.state.global_step, trainer._train_batch_size) == (20, 4)
+    assert whole[-20:] == [4] * 20
+    assert caplog.messages[-1:] == ["A batch does not fit in memory. Training begins again, with 4 photos in a batch."]
+    assert_close(trained(make_trainer(**{**settings, "per_device_train_batch_size": 4, "auto_find_batch_size": False})), found, 1e-6)
