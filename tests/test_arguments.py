@@ -1,6 +1,7 @@
 """Settings: their defaults, where they come from, which source wins, and the help."""
 
 import argparse
+import os
 import re
 
 import numpy as np
@@ -250,3 +251,12 @@ class TestHelp:
         problems(["--seed", "x", "--sed", "1"])
         captured = capsys.readouterr()
         assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "expected"), [("cpu", 16, 1, 0), ("cuda", 16, 1, 8), ("cuda", 16, 4, 3), ("cuda", 1, 1, 0)]
+)
+def test_a_gpu_gets_loader_processes_from_the_cores_there_are(device, cores, processes, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert checks.loader_processes(device) == expected

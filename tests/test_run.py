@@ -67,6 +67,7 @@ def test_metrics_have_the_promised_shape(run: Run):
     assert 0 < training["trainable_parameters"] < training["total_parameters"]
     assert training["peak_memory_bytes"] > 1e8
     assert metrics["environment"]["seed"] == 42
+    assert (metrics["environment"]["dtype"], metrics["environment"]["memory_layout"]) == ("float32", "contiguous")
     assert metrics["dataset"]["label_names"] == sorted(NAMES)
     assert metrics["dataset"]["splits"] == {"train": 40, "validation": 15, "test": 15}
 

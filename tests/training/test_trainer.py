@@ -107,6 +107,20 @@ def test_predictions_are_probabilities_in_the_order_of_the_rows(make_trainer: Ma
     assert np.allclose(backwards[::-1], probabilities, atol=1e-6)
 
 
+def test_evaluation_runs_under_inference_mode_in_the_precision_of_training(make_trainer: MakeTrainer, photos, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    trainer = make_trainer("vit", bf16=True)
+    seen = []
+
+    def see(module, args, output):
+        seen.append((torch.is_inference_mode_enabled(), output.dtype))
+
+    next(module for module in trainer.model.modules() if isinstance(module, torch.nn.Linear)).register_forward_hook(see)
+    trainer.predict_split(photos["test"])
+    assert set(seen) == {(True, torch.bfloat16)}
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(("kind", "adapt"), [("vit", add_lora), ("vit", None), ("dinov2", add_lora), ("timm_vit", None)])
 def test_activation_checkpointing_gives_the_same_weights(kind: str, adapt: Callable | None, make_trainer: MakeTrainer):
     settings = {"adapt": adapt or (lambda model: model), "num_train_epochs": 1}
