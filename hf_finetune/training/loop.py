@@ -30,8 +30,10 @@ class ExactLoop(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train."""
-        self._first = None
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._first = None
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Called before every attempt; keeps in main memory what the first one begins from."""
