@@ -215,7 +215,6 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 KILLED = """
 import os, runpy, signal, sys
 from hf_finetune.training.callbacks import ReadableLog
-from hf_finetune.training.trainer import FinetuneTrainer
 def die(self, args, state, control, **kwargs):
     if state.global_step == int(os.environ["KILLED_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _SPLIT_KEYS = {"train": "trnid", "validation": "valid", "test": "tstid"}
 # what scipy raises for a file that is no MATLAB file, is of MATLAB 7.3, which it does not read, is damaged, or is cut short at any byte
-_UNREADABLE = (scipy.io.matlab.MatReadError, NotImplementedError, zlib.error, OSError, ValueError, IndexError, TypeError)
+_UNREADABLE = (scipy.io.matlab.MatReadError, NotImplementedError, UnboundLocalError, zlib.error, OSError, ValueError, IndexError, TypeError)
 
 
 def flower_names() -> list[str]:

@@ -101,8 +101,17 @@ def test_a_file_that_is_cut_short_at_any_byte(compressed: bool, archive: Path) -
         (b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01I", TypeError),
         (b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM\x0e", OSError),
         (saved(compressed=True)[:136] + b"\0" + saved(compressed=True)[137:], zlib.error),
+        (saved(compressed=False)[:144] + b"\0" + saved(compressed=False)[145:], UnboundLocalError),
     ],
-    ids=["text", "matlab 7.3", "cut before its version", "cut in its header", "cut in its first array", "damaged"],
+    ids=[
+        "text",
+        "matlab 7.3",
+        "cut before its version",
+        "cut in its header",
+        "cut in its first array",
+        "damaged",
+        "unknown class of array",
+    ],
 )
 def test_a_file_that_scipy_does_not_read(content: bytes, raised: type[Exception], archive: Path) -> None:
     (archive / "setid.mat").write_bytes(content)
